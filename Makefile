@@ -1,0 +1,60 @@
+# Every command does its own set-up. `make` alone lists them.
+#
+#   PYTHON=python3.12   the Python that makes the environment   (default: python3, else python3.13 to python3.10)
+#   VENV=.venv          the environment                         (default: .venv)
+#   PORT=8888 DATA=dir  for `make lab`: its port, a folder of your own photographs
+#   OUT=runs/demo       for `make demo`: the folder that the run is written to
+
+PYTHON ?=
+VENV ?= .venv
+PORT ?=
+DATA ?=
+OUT ?= runs/demo
+
+STAMP := $(VENV)/.ready
+BIN := $(if $(filter /%,$(VENV)),$(VENV),$(CURDIR)/$(VENV))/bin
+IN := env PATH="$(BIN):$$PATH"
+TESTENV := $(IN) OMP_NUM_THREADS=1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup lab demo test soak docs readme clean
+.NOTPARALLEL:
+
+help:  ## list the commands
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+
+# The stamp holds the folder it was made for: an environment does not survive a move.
+ifneq ($(shell cat "$(STAMP)" 2>/dev/null),$(CURDIR))
+.PHONY: $(STAMP)
+endif
+
+$(STAMP): constraints.txt settings.ini pyproject.toml setup.py
+	@sh tools/setup.sh "$(VENV)" "$(PYTHON)"
+
+setup: $(STAMP)  ## make the environment (a second call does nothing)
+
+lab: $(STAMP)  ## open JupyterLab on the live panel
+	@$(IN) jointseg-lab $(if $(PORT),--port "$(PORT)") $(if $(DATA),--data "$(DATA)")
+
+demo: $(STAMP)  ## train both agents on the embedded eyes, no browser, three minutes at most
+	@$(IN) jointseg-train --recipe pocket --out "$(OUT)"
+
+test: $(STAMP)  ## check the export, run all notebooks, then pytest
+	@sh tests/chromium.sh
+	@$(IN) python tools/check_export.py
+	@$(TESTENV) nbdev-test --n-workers 2
+	@$(TESTENV) python -m pytest -q
+
+soak: $(STAMP)  ## the slow cells and the slow tests
+	@$(TESTENV) nbdev-test --n-workers 2 --flags slow
+	@$(TESTENV) python -m pytest -q -m slow
+
+docs: $(STAMP)  ## build the site from the notebooks into docs/, offline
+	@$(IN) python tools/site.py
+
+readme: $(STAMP)  ## make README.md from nbs/index.ipynb
+	@$(IN) python tools/readme.py
+
+clean:  ## remove the environment and what was built; runs/ and docs/ stay
+	rm -rf "$(VENV)" _proc build dist *.egg-info .pytest_cache .hypothesis
+	find jointseg_nb tests tools nbs -name __pycache__ -prune -exec rm -rf {} +
