@@ -50,7 +50,7 @@ soak: $(STAMP)  ## the slow cells and the slow tests
 	@$(TESTENV) python -m pytest -q -m slow
 
 docs: $(STAMP)  ## build the site from the notebooks into docs/, offline
-	@$(IN) python tools/site.py
+	@$(IN) python tools/build_site.py
 
 readme: $(STAMP)  ## make README.md from nbs/index.ipynb
 	@$(IN) python tools/readme.py

@@ -1,0 +1,14 @@
+"""Every name of every room, for notebooks: `from jointseg_nb.all import *`."""
+# Written by hand: it has nothing to teach, and nbdev would export an `__all__` that hides the names imported here.
+from jointseg_nb.fundus import *
+from jointseg_nb.blocks import *
+from jointseg_nb.attention import *
+from jointseg_nb.agents import *
+from jointseg_nb.data import *
+from jointseg_nb.datasets import *
+from jointseg_nb.noise import *
+from jointseg_nb.engine import *
+from jointseg_nb.runs import *
+from jointseg_nb.cooperate import *
+from jointseg_nb.evaluate import *
+from jointseg_nb.figures import *
