@@ -7,12 +7,12 @@ __all__ = ['LESIONS', 'GRADES', 'LESION_COLORS', 'SIGNS', 'COLS', 'GRADE_SHARE',
            'Dice', 'sin_turns', 'cos_turns', 'clamp', 'bump', 'anatomy', 'bezier', 'unit', 'wiggle', 'trunks',
            'side_branches', 'vessel_tree', 'parts', 'axes', 'inside', 'choose', 'near', 'quadrant', 'in_quadrant',
            'along_vessels', 'draw_microaneurysms', 'draw_haemorrhages', 'draw_flames', 'draw_hard_exudates',
-           'draw_soft_exudates', 'draw_drusen', 'squiggle', 'draw_boat', 'draw_artefacts', 'disease_plan',
-           'draw_disease', 'tally', 'camera', 'scene', 'value_noise', 'stamp', 'densify', 'vessel_maps', 'splat',
-           'lesion_maps', 'blur', 'fundus', 'add_disc', 'tint', 'glow', 'photograph', 'develop', 'Eye', 'eye', 'check',
-           'eyes']
+           'draw_soft_exudates', 'draw_drusen', 'squiggle', 'choroid_vessels', 'nerve_fibres', 'draw_boat',
+           'draw_artefacts', 'disease_plan', 'draw_disease', 'tally', 'camera', 'scene', 'value_noise', 'densify',
+           'stamp', 'stroke_maps', 'splat', 'lesion_maps', 'blur', 'fundus', 'add_disc', 'tint', 'glow', 'photograph',
+           'develop', 'Eye', 'eye', 'check', 'eyes']
 
-# %% ../nbs/00_fundus.ipynb #eaa2f9ba
+# %% ../nbs/00_fundus.ipynb #70582f45
 import csv, hashlib
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
@@ -22,17 +22,17 @@ from types import SimpleNamespace
 import numpy as np
 from PIL import Image
 
-# %% ../nbs/00_fundus.ipynb #c57176bd
+# %% ../nbs/00_fundus.ipynb #5fca3463
 LESIONS = ('background', 'hard exudate', 'soft exudate', 'haemorrhage', 'microaneurysm', 'drusen', 'artefact')
 GRADES = ('no DR', 'mild', 'moderate', 'severe', 'proliferative')
 LESION_COLORS = np.array([(0, 0, 0), (240, 228, 66), (255, 255, 255), (0, 114, 178),
                           (86, 180, 233), (0, 158, 115), (204, 121, 167)], np.uint8)
 
-# %% ../nbs/00_fundus.ipynb #a58f0463
+# %% ../nbs/00_fundus.ipynb #586faca1
 SIGNS = ('microaneurysm', 'haemorrhage', 'hard exudate', 'soft exudate',
          'venous beading', 'IRMA', 'new vessels', 'preretinal haemorrhage')
 
-# %% ../nbs/00_fundus.ipynb #a747fb11
+# %% ../nbs/00_fundus.ipynb #e12b1f47
 def grade_of(
     signs # what was drawn: {sign of `SIGNS`: counts in the four quadrants}; a missing sign counts as none
 ) -> int: # 0 to 4, index into `GRADES`
@@ -44,7 +44,7 @@ def grade_of(
     if any(seen[s] for s in SIGNS if s != 'microaneurysm'): return 2
     return 1 if seen['microaneurysm'] else 0
 
-# %% ../nbs/00_fundus.ipynb #25fccc1d
+# %% ../nbs/00_fundus.ipynb #2bc58b01
 class Dice:
     "Random numbers of one part of one eye: uniform draws of a counter-based generator, and what can be made from them."
     def __init__(self,
@@ -66,7 +66,7 @@ class Dice:
             if r < acc: return i
         return len(weights) - 1
 
-# %% ../nbs/00_fundus.ipynb #c3c930bb
+# %% ../nbs/00_fundus.ipynb #890d7832
 def sin_turns(
     t # angle in turns (1 is a full circle), any shape
 ):
@@ -75,10 +75,10 @@ def sin_turns(
     t = np.where(t > 0.25, 0.5 - t, np.where(t < -0.25, -0.5 - t, t))
     x = 6.283185307179586 * t
     z, s = x * x, 0.
-    for k in (15, 13, 11, 9, 7, 5, 3): s = (1. + s) * (-z / (k * (k - 1)))
+    for k in (13, 11, 9, 7, 5, 3): s = (1. + s) * (-z / (k * (k - 1)))
     return x * (1. + s)
 
-# %% ../nbs/00_fundus.ipynb #6bdb6f86
+# %% ../nbs/00_fundus.ipynb #e3aac0d6
 def cos_turns(
     t # angle in turns, any shape
 ):
@@ -94,7 +94,7 @@ def bump(d2):
     b = np.maximum(1. - d2, 0.)
     return b * b
 
-# %% ../nbs/00_fundus.ipynb #46f325b1
+# %% ../nbs/00_fundus.ipynb #a2069b7f
 def anatomy(d):
     "Disc, fovea and side of one eye, in units of the field's radius, drawn as a right eye."
     a = SimpleNamespace(side=1 if d.chance(0.5) else -1)
@@ -104,12 +104,12 @@ def anatomy(d):
     a.fovea = a.disc + np.array([-d.u(0.66, 0.78), d.u(0.02, 0.12)])
     a.macula_r, a.macula_dark = d.u(0.22, 0.38), d.u(0.12, 0.42)
     a.reflex = d.u(0.1, 0.4) if d.chance(0.3) else 0.
-    a.tortuous = d.u(0.004, 0.016)
-    a.vein_r, a.artery_r = d.u(0.021, 0.028), d.u(0.0145, 0.020)
+    a.tortuous = d.u(0.005, 0.020)
+    a.vein_r, a.artery_r = d.u(0.0195, 0.026), d.u(0.0135, 0.018)
     a.atrophy = d.u(0.1, 0.5) if d.chance(0.25) else 0.
     return a
 
-# %% ../nbs/00_fundus.ipynb #29acb335
+# %% ../nbs/00_fundus.ipynb #eb01a2f6
 def bezier(p, n=56):
     "Cubic Bezier curves: p (..., 4, 2) control points to (..., n, 2)."
     t = (np.arange(n) / (n - 1))[:, None]
@@ -121,7 +121,7 @@ def unit(v):
     "v (..., 2) scaled to length 1."
     return v / np.sqrt(v[..., :1] * v[..., :1] + v[..., 1:] * v[..., 1:] + 1e-18)
 
-def wiggle(d, shape, n, waves=(1.5, 3.5, 7.)):
+def wiggle(d, shape, n, waves=(.9, 2.2, 5.)):
     "Smooth zero-started wandering: (shape, n), about one in size."
     t = np.arange(n) / (n - 1)
     w = 0.
@@ -130,23 +130,24 @@ def wiggle(d, shape, n, waves=(1.5, 3.5, 7.)):
         w = w + am * (sin_turns(fr * t + ph) - sin_turns(ph)) / (0.6 + 0.4 * f)
     return w
 
-# %% ../nbs/00_fundus.ipynb #7bc582a1
+# %% ../nbs/00_fundus.ipynb #65dbff42
 def trunks(d, a):
     "The great vessels: arcades round the macula, nasal and vertical vessels; an artery and a vein of each above and below."
     ctl, r0, vein = [], [], []
     for s in (-1., 1.):
         for v in (True, False):
             r = a.vein_r if v else a.artery_r
-            o = a.disc + np.array([d.u(-.02, .02), s * d.u(0., .03)])
+            o = a.disc + np.array([d.u(-.01, .05), s * d.u(0., .05)])
             f, j = a.fovea, lambda m=.05: d.u(-m, m, 2)
-            ctl += [[o, a.disc + [d.u(-.10, .03), s * d.u(.30, .50)], f + [d.u(.0, .30), s * d.u(.60, .80)], f + [d.u(-1.2, -.95), s * d.u(.15, .75)]],
-                    [o, a.disc + [d.u(-.05, .05), s * d.u(.2, .35)], a.disc + [d.u(-.15, .10), s * .6] + j(), a.disc + [d.u(-.45, .1), s * 1.15] + j(.1)],
-                    [o, a.disc + [d.u(.0, .1), s * d.u(.08, .2)], a.disc + [.25, s * d.u(.2, .45)] + j(), a.disc + [.55, s * d.u(.3, .9)] + j(.1)]]
-            r0 += [r, r * d.u(.5, .8), r * d.u(.45, .75)]
-            vein += [v] * 3
+            ctl += [[o, a.disc + [d.u(-.10, .03), s * d.u(.26, .46)], f + [d.u(.0, .40), s * d.u(.50, .80)], f + [d.u(-1.2, -.9), s * d.u(.05, .7)]],
+                    [o, a.disc + [d.u(-.10, .08), s * d.u(.15, .35)], a.disc + [d.u(-.25, .12), s * .6] + j(), a.disc + [d.u(-.6, .15), s * 1.15] + j(.1)],
+                    [o, a.disc + [d.u(.05, .15), s * d.u(.05, .2)], a.disc + [.25, s * d.u(.15, .45)] + j(), a.disc + [.55, s * d.u(.2, .9)] + j(.1)],
+                    [o, a.disc + [d.u(-.2, -.1), s * d.u(.0, .1)], a.disc + [-.3, s * d.u(.05, .2)] + j(), f + [d.u(.1, .3), s * d.u(.1, .3)] + j()]]
+            r0 += [r, r * d.u(.5, .8), r * d.u(.45, .75), r * d.u(.3, .45)]
+            vein += [v] * 4
     return np.array(ctl), np.array(r0), np.array(vein)
 
-# %% ../nbs/00_fundus.ipynb #752fd043
+# %% ../nbs/00_fundus.ipynb #2c0f7c36
 def side_branches(d, pts, rad, vein, per, length, ratio, a, n=28):
     "Branches that leave the paths pts (m, k, 2): `per` from each, thinner by `ratio`, `length` long, as new paths."
     m, k = rad.shape
@@ -156,7 +157,7 @@ def side_branches(d, pts, rad, vein, per, length, ratio, a, n=28):
     start, tan = pts[rows, i].reshape(-1, 2), unit(pts[rows, i + 1] - pts[rows, i]).reshape(-1, 2)
     nb = m * per
     sign = np.where(d.u(n=nb) < 0.5, -1., 1.)
-    turn = sign[:, None] * (d.u(.06, .17, (nb, 1)) - d.u(.02, .16, (nb, 1)) * (np.arange(n) / (n - 1))) + (a.tortuous * 3.2) * wiggle(d, nb, n)
+    turn = sign[:, None] * (d.u(.07, .17, (nb, 1)) - d.u(.02, .22, (nb, 1)) * (np.arange(n) / (n - 1))) + (a.tortuous * 4.5) * wiggle(d, nb, n)
     c, q = cos_turns(turn), sin_turns(turn)
     step = np.stack([tan[:, :1] * c - tan[:, 1:] * q, tan[:, :1] * q + tan[:, 1:] * c], -1)
     L = length * d.u(.5, 1.4, (nb, 1, 1)) * (1.15 - .5 * s.reshape(-1, 1, 1))
@@ -164,7 +165,7 @@ def side_branches(d, pts, rad, vein, per, length, ratio, a, n=28):
     r = rad[rows, i].reshape(-1, 1) * d.u(*ratio, (nb, 1)) * (1. - .6 * np.arange(n) / (n - 1))
     return path, r, np.repeat(vein, per)
 
-# %% ../nbs/00_fundus.ipynb #90d099e1
+# %% ../nbs/00_fundus.ipynb #02414d74
 def vessel_tree(d, a):
     "All vessels: a list of generations (paths (m, k, 2), radii (m, k), vein (m,)), narrowing at each branching, none in the fovea."
     ctl, r0, vein = trunks(d, a)
@@ -173,14 +174,14 @@ def vessel_tree(d, a):
     nrm = np.stack([-tan[..., 1], tan[..., 0]], -1)
     p[:, 1:] = p[:, 1:] + nrm * (a.tortuous * wiggle(d, len(p), p.shape[1]))[:, 1:, None]
     gens = [(p, r0[:, None] * (1. - .55 * np.arange(p.shape[1]) / (p.shape[1] - 1)), vein)]
-    for per, length, ratio in ((4, .52, (.42, .78)), (2, .28, (.45, .8)), (1, .16, (.5, .8))):
+    for per, length, ratio in ((4, .72, (.42, .78)), (2, .36, (.45, .8)), (1, .2, (.5, .8))):
         gens.append(side_branches(d, *gens[-1], per, length, ratio, a))
     def thin(p, r):
         v = p - a.fovea
         return r * clamp((np.sqrt(v[..., 0]*v[..., 0] + v[..., 1]*v[..., 1]) - .09) / .08)
     return [(p, thin(p, r), v) for p, r, v in gens]
 
-# %% ../nbs/00_fundus.ipynb #535348e2
+# %% ../nbs/00_fundus.ipynb #bf9b2278
 COLS = ('cls', 'lesion', 'x', 'y', 'a', 'b', 'ux', 'uy', 'wob', 'ph', 'soft', 'alpha', 'cut', 'minpx')
 
 def parts(cls, lesion, xy, a, b=None, axis=None, wob=0., ph=0., soft=.15, alpha=.8, cut=-9., minpx=1.):
@@ -190,14 +191,16 @@ def parts(cls, lesion, xy, a, b=None, axis=None, wob=0., ph=0., soft=.15, alpha=
     axis = np.tile([1., 0.], (n, 1)) if axis is None else np.asarray(axis, float).reshape(-1, 2)
     vals = dict(cls=cls, lesion=lesion, x=xy[:, 0], y=xy[:, 1], a=a, b=a if b is None else b, ux=axis[:, 0], uy=axis[:, 1],
                 wob=wob, ph=ph, soft=soft, alpha=alpha, cut=cut, minpx=minpx)
-    return np.stack([np.broadcast_to(np.asarray(vals[c], float), (n,)) for c in COLS], 1)
+    out = np.empty((n, len(COLS)))
+    for k, c in enumerate(COLS): out[:, k] = vals[c]
+    return out
 
 def axes(d, n):
     "n random directions (n, 2)."
     t = d.u(n=n)
     return np.stack([cos_turns(t), sin_turns(t)], 1)
 
-# %% ../nbs/00_fundus.ipynb #5be1f750
+# %% ../nbs/00_fundus.ipynb #48a5606e
 def inside(a, xy, margin=.0):
     "True where points (..., 2) may carry a lesion: in the field, off the disc."
     x, y = xy[..., 0], xy[..., 1]
@@ -228,7 +231,7 @@ def in_quadrant(d, a, q):
     off = np.stack([sx * d.u(.03, .95, (24, n)), sy * d.u(.03, .85, (24, n))], -1)
     return choose(a, a.fovea + off)
 
-# %% ../nbs/00_fundus.ipynb #14b7fd34
+# %% ../nbs/00_fundus.ipynb #da853f74
 def along_vessels(d, a, tree, n, off=0., trunks_only=False):
     "n places on vessels with the direction of the vessel there; `off` moves them aside."
     p = tree[0][0][::3] if trunks_only else tree[0][0]
@@ -240,7 +243,7 @@ def along_vessels(d, a, tree, n, off=0., trunks_only=False):
     pick = np.argmax(inside(a, cand), 0)
     return choose(a, cand), tan[pick, np.arange(n)]
 
-# %% ../nbs/00_fundus.ipynb #f43c3202
+# %% ../nbs/00_fundus.ipynb #38b29779
 def draw_microaneurysms(d, a, n):
     xy = near(d, a, n, a.fovea, .75, .06)
     return parts(4, np.arange(n), xy, d.u(.009, .014, n), wob=.1, ph=d.u(n=n), soft=.35, alpha=d.u(.6, .95, n), minpx=1.15)
@@ -248,10 +251,13 @@ def draw_microaneurysms(d, a, n):
 def draw_haemorrhages(d, a, tree, q):
     n = len(q)
     if n == 0: return np.zeros((0, len(COLS)))
-    xy, kind, alpha = in_quadrant(d, a, q), d.u(n=n), d.u(.55, 1., n)
+    xy, kind, alpha = in_quadrant(d, a, q), d.u(n=n), d.u(.5, 1., n)
     blot = kind > .62
     r = np.where(blot, d.u(.035, .07, n), d.u(.018, .032, n)) * (1. - .3 * (n > 60))
-    return parts(3, np.arange(n), xy, r, r * d.u(.65, 1., n), axes(d, n), np.where(blot, .3, .15), d.u(n=n), .3, alpha, minpx=1.45)
+    wob, soft = np.where(blot, .45, .2), d.u(.2, .6, n)
+    body = parts(3, np.arange(n), xy, r, r * d.u(.6, 1., n), axes(d, n), wob, d.u(n=n), soft, alpha, minpx=1.45)
+    lobe = parts(3, np.arange(n), xy + axes(d, n) * (.7 * r)[:, None], r * d.u(.4, .8, n), r * .5, axes(d, n), wob, d.u(n=n), soft, alpha * .9, minpx=.9)
+    return np.concatenate([body, lobe[blot]])
 
 def draw_flames(d, a, tree, n):
     xy, tan = along_vessels(d, a, tree, n, .03)
@@ -263,7 +269,7 @@ def draw_flames(d, a, tree, n):
         rows.append(parts(3, np.arange(n), at, L * d.u(.6, 1., n), L * .17, tan, .12, d.u(n=n), .35, alpha, minpx=1.2))
     return np.concatenate(rows)
 
-# %% ../nbs/00_fundus.ipynb #2564562d
+# %% ../nbs/00_fundus.ipynb #f6957853
 def draw_hard_exudates(d, a):
     c, n = near(d, a, 1, a.fovea, .5, .08)[0], d.int(8, 22)
     if d.chance(.4):
@@ -284,11 +290,11 @@ def draw_soft_exudates(d, a, tree, n):
     return np.concatenate(rows)
 
 def draw_drusen(d, a):
-    n, big = d.int(5, 26), d.u(.02, .045)
-    xy = near(d, a, n, a.fovea + d.u(-.1, .1, 2), .45)
-    return parts(5, np.arange(n), xy, d.u(.016, big, n), wob=.15, ph=d.u(n=n), soft=.7, alpha=d.u(.35, .65) * d.u(.8, 1.1, n), minpx=1.2)
+    n, big = d.int(6, 36), d.u(.012, .034)
+    xy, q = near(d, a, n, a.fovea + d.u(-.1, .1, 2), d.u(.25, .5)), d.u(n=n)
+    return parts(5, np.arange(n), xy, .012 + big * q * q, wob=.2, ph=d.u(n=n), soft=.7, alpha=d.u(.35, .65) * d.u(.8, 1.1, n), minpx=1.2)
 
-# %% ../nbs/00_fundus.ipynb #c7db097f
+# %% ../nbs/00_fundus.ipynb #a01a49b7
 def squiggle(d, centre, n, length, curl, r):
     "n curling fine vessels from `centre`: paths (n, 24, 2) and radii (n, 24)."
     k = 24
@@ -297,12 +303,28 @@ def squiggle(d, centre, n, length, curl, r):
     path = np.asarray(centre) + np.cumsum(np.stack([cos_turns(turn), sin_turns(turn)], -1), 1) * (length * d.u(.5, 1.2, (n, 1, 1)) / k)
     return path, r * d.u(.7, 1.2, (n, 1)) * (1. - .4 * t)
 
+def choroid_vessels(d, n=34, k=28):
+    "Broad pale choroidal vessels that show through a thin pigment: paths, radii, weights."
+    t = np.arange(k) / (k - 1)
+    turn = d.u(n=(n, 1)) + .12 * d.bell((n, 1)) * t + .06 * wiggle(d, n, k)
+    start = d.u(-.95, .95, (n, 1, 2))
+    path = start + np.cumsum(np.stack([cos_turns(turn), sin_turns(turn)], -1), 1) * (d.u(.4, 1.1, (n, 1, 1)) / k)
+    return path, d.u(.010, .022, (n, 1)) * (1. - .5 * t), d.u(.3, 1., (n, 1)) * bump((2. * t - 1.) * (2. * t - 1.)) * 1.2
+
+def nerve_fibres(d, a, tree, n=70):
+    "Sheen of the nerve fibre layer: faint pale streaks that fan out of the disc beside the great vessels."
+    p = tree[0][0][::4]
+    i = np.minimum((d.u(n=n) * len(p)).astype(np.int64), len(p) - 1)
+    t = np.arange(24) / 23.
+    path = p[i, 3:27] + (d.u(-.16, .16, (n, 2))[:, None, :] * (.3 + t)[:, None])
+    return path, d.u(.004, .011, (n, 1)) * (.5 + t), d.u(.2, 1., (n, 1)) * bump((2. * t - 1.) * (2. * t - 1.))
+
 def draw_boat(d, a):
     c = near(d, a, 1, a.fovea + np.array([0., .25]), .5, .2)[0]
     w = d.u(.14, .26)
     return parts(3, 0, c, w, w * d.u(.45, .7), wob=.06, ph=d.u(), soft=.08, alpha=d.u(.85, 1.), cut=d.u(-.1, .1), minpx=2.)
 
-# %% ../nbs/00_fundus.ipynb #83180975
+# %% ../nbs/00_fundus.ipynb #4e615b35
 def draw_artefacts(d, a):
     "Dust, flare and lashes: a table of parts, whether the light or the dark of it; and the glare crescent."
     rows, k = [], 0
@@ -319,10 +341,10 @@ def draw_artefacts(d, a):
             mid = (p0 + tip) / 2 + d.u(-.14, .14, 2)
             xy = ((1-t)*(1-t))[:, None] * p0 + (2*t*(1-t))[:, None] * mid + (t*t)[:, None] * tip
             rows.append(parts(6, k, xy, d.u(.013, .02) * (1. - .6 * t), soft=.5, alpha=-d.u(.5, .85), minpx=.75)); k += 1
-    glare = (d.u(), d.u(.82, 1.05), d.u(.15, .4), d.u(.35, .8)) if d.chance(.18) else None
+    glare = (d.u(), d.u(.95, 1.15), d.u(.10, .34), d.u(.35, .8)) if d.chance(.18) else None
     return (np.concatenate(rows) if rows else np.zeros((0, len(COLS)))), glare
 
-# %% ../nbs/00_fundus.ipynb #3ca276e5
+# %% ../nbs/00_fundus.ipynb #61810829
 GRADE_SHARE = (.30, .15, .25, .15, .15)
 
 def disease_plan(d, grade):
@@ -347,7 +369,7 @@ def disease_plan(d, grade):
         p.boat = way == 2 or d.chance(.3)
     return p
 
-# %% ../nbs/00_fundus.ipynb #03919208
+# %% ../nbs/00_fundus.ipynb #269cf02e
 def draw_disease(d, a, tree, plan):
     "The signs of the plan: a table of lesion parts, extra fine vessels, quadrants of venous beading, and the counts."
     q = np.repeat(np.arange(4), plan.he)
@@ -357,13 +379,13 @@ def draw_disease(d, a, tree, plan):
     fine, irma, nv = [], [], []
     for k in plan.irma:
         c = in_quadrant(d, a, np.array([k] * 1))[0]; irma.append(c)
-        fine.append(squiggle(d, c + d.bell((4, 1, 2)) * .03, 4, .22, .5, .0085))
+        fine.append((*squiggle(d, c + d.bell((5, 1, 2)) * .03, 5, .22, .5, .0085), .95))
     for where in plan.nv:
         c = a.disc + d.u(-.5, .5, 2) * a.disc_r if where == 'disc' else along_vessels(d, a, tree, 1, .04)[0][0]; nv.append(c)
-        fine.append(squiggle(d, c, 14, .26, .8, .0075))
+        fine.append((*squiggle(d, c + d.bell((16, 1, 2)) * .02, 16, .28, .8, .0075), .9))
     return groups, boat, fine, irma, nv
 
-# %% ../nbs/00_fundus.ipynb #2e7cdd70
+# %% ../nbs/00_fundus.ipynb #191a948b
 def tally(a, groups, boat, irma, nv, beading):
     "Counts by sign and quadrant of what was drawn."
     n = {s: np.zeros(4, int) for s in SIGNS}
@@ -376,8 +398,8 @@ def tally(a, groups, boat, irma, nv, beading):
     for k in beading: n['venous beading'][k] = 1
     return {s: tuple(int(k) for k in v) for s, v in n.items()}
 
-# %% ../nbs/00_fundus.ipynb #1a9acc17
-PALETTE = np.array([(196, 100, 34), (168, 74, 26), (206, 122, 84), (178, 108, 28), (134, 50, 18), (128, 72, 56), (210, 140, 96)], float)
+# %% ../nbs/00_fundus.ipynb #01a7d732
+PALETTE = np.array([(192, 92, 22), (178, 86, 16), (158, 72, 16), (204, 106, 62), (206, 122, 84), (140, 54, 14), (120, 58, 42), (196, 112, 30)], float)
 
 def camera(d):
     "Colour, light and field of one photograph."
@@ -385,14 +407,14 @@ def camera(d):
     c = SimpleNamespace(base=(w[:, None] * PALETTE).sum(0) / w.sum() * d.u(.72, 1.14), scale=d.u(.96, 1.) if d.chance(.8) else d.u(1.02, 1.12))
     c.cut_top, c.cut_bottom = (d.u(.80, .92),) * 2 if d.chance(.55) else (1.2, 1.2)
     c.notch = d.chance(.35)
-    t = d.u(); c.tilt = np.array([cos_turns(t), sin_turns(t)]) * d.u(0., .22)
-    c.vignette, c.haze = d.u(.05, .4), (d.u(.05, .25) if d.chance(.3) else 0.)
+    t = d.u(); c.tilt = np.array([cos_turns(t), sin_turns(t)]) * (d.u(.2, .45) if d.chance(.2) else d.u(0., .18))
+    c.vignette, c.haze = d.u(.05, .45), (d.u(.05, .25) if d.chance(.3) else 0.)
     c.blur, c.noise = d.u(.0015, .008), d.u(.6, 2.6)
-    c.tessellated, c.mottle = d.u(0., .16), d.u(.05, .16)
-    c.blood, c.sheen = d.u(.8, 1.15), d.u(.02, .2) if d.chance(.45) else 0.
+    c.tessellated, c.mottle = (d.u(.3, 1.) if d.chance(.4) else 0.), d.u(.04, .14)
+    c.blood, c.sheen = d.u(.8, 1.15), d.u(.05, .35) if d.chance(.4) else 0.
     return c
 
-# %% ../nbs/00_fundus.ipynb #18f91262
+# %% ../nbs/00_fundus.ipynb #6234588f
 def scene(index, seed=0):
     "Everything that is in one eye's picture, in retina coordinates: no pixel yet."
     d = [Dice(seed, index, k) for k in range(7)]
@@ -410,10 +432,10 @@ def scene(index, seed=0):
     s.artefacts, s.glare = draw_artefacts(d[5], a)
     s.noise = d[6]
     s.lattices = {k: d[6].u(-1., 1., (k + 2, k + 2)) for k in (3, 6, 12, 24, 48, 96)}
-    s.ridges = {k: d[6].u(-1., 1., (k + 2, k + 2)) for k in (9, 17)}
+    s.streaks = ([(3, choroid_vessels(d[6]))] if c.tessellated else []) + ([(4, nerve_fibres(d[6], a, s.tree))] if c.sheen else [])
     return s
 
-# %% ../nbs/00_fundus.ipynb #ed5bd454
+# %% ../nbs/00_fundus.ipynb #33074331
 def value_noise(lattice, n):
     "Smooth noise on an n x n grid from a square lattice of random heights."
     k = len(lattice) - 2
@@ -424,59 +446,59 @@ def value_noise(lattice, n):
     rows = lattice[i] * (1. - f)[:, None] + lattice[i + 1] * f[:, None]
     return rows[:, i] * (1. - f) + rows[:, i + 1] * f
 
-# %% ../nbs/00_fundus.ipynb #b40f7f4c
-def stamp(out, x, y, r, px, chunk=40_000):
-    "Max-stamp discs (x, y, r in field radii) onto the coverage map `out` (n, n); px is the size of a pixel."
-    n = len(out)
-    cx, cy, rp = (x / px + n / 2 - .5), (y / px + n / 2 - .5), r / px
-    keep = (rp > .05) & (cx > -8) & (cy > -8) & (cx < n + 8) & (cy < n + 8)
-    cx, cy, rp = cx[keep], cy[keep], rp[keep]
-    half = np.ceil(rp + .5).astype(np.int64)
-    flat = out.reshape(-1)
-    for h in np.unique(half):
+# %% ../nbs/00_fundus.ipynb #7a7359a8
+def densify(path, rad, weight, layer, gap):
+    "Rows (x, y, radius, weight, layer) no farther apart than `gap` along paths (m, k, 2)."
+    cols = np.stack([path[..., 0], path[..., 1], rad, np.broadcast_to(weight, rad.shape)])
+    a, v = cols[:, :, :-1].reshape(4, -1), (cols[:, :, 1:] - cols[:, :, :-1]).reshape(4, -1)
+    count = np.floor(np.sqrt(v[0] * v[0] + v[1] * v[1]) / gap).astype(np.int64) + 1
+    which = np.repeat(np.arange(len(count)), count)
+    t = (np.arange(len(which)) - (np.cumsum(count) - count)[which]) / count[which]
+    lay = np.broadcast_to(np.asarray(layer, float).reshape(-1, 1), (rad.shape[0], rad.shape[1] - 1)).reshape(-1)
+    return np.concatenate([a[:, which] + v[:, which] * t, lay[which][None]])
+
+# %% ../nbs/00_fundus.ipynb #a08eab4f
+def stamp(out, rows, px):
+    "Max-stamp soft discs (x, y, radius, weight, layer) onto the maps out (layers, n, n); px is the size of a pixel."
+    n = out.shape[1]
+    cx, cy, rp = rows[0] / px + (n / 2 - .5), rows[1] / px + (n / 2 - .5), rows[2] / px
+    keep = (rp > .18) & (cx > -8) & (cy > -8) & (cx < n + 8) & (cy < n + 8)
+    cx, cy, rp, w, layer = cx[keep], cy[keep], rp[keep], rows[3][keep], rows[4][keep].astype(np.int64)
+    half, flat = np.ceil(rp + .5).astype(np.int64), out.reshape(-1)
+    for h in range(1, int(half.max(initial=0)) + 1):
         sel = np.nonzero(half == h)[0]
         o = np.arange(-h, h + 1)
-        for s in np.array_split(sel, max(1, len(sel) * (2 * int(h) + 1) ** 2 // 2_000_000)):
-            ix, iy = np.floor(cx[s] + .5).astype(np.int64)[:, None] + o, np.floor(cy[s] + .5).astype(np.int64)[:, None] + o
-            dx, dy, ok_x, ok_y = ix - cx[s][:, None], iy - cy[s][:, None], (ix >= 0) & (ix < n), (iy >= 0) & (iy < n)
-            dist = np.sqrt((dy * dy)[:, :, None] + (dx * dx)[:, None, :])
+        for s in np.array_split(sel, 1 + len(sel) * (2 * h + 1) ** 2 // 2_000_000):
+            x0, y0 = np.floor(cx[s] + .5), np.floor(cy[s] + .5)
+            dx, dy = o + (x0 - cx[s])[:, None], o + (y0 - cy[s])[:, None]
+            ix, iy = x0.astype(np.int64)[:, None] + o, y0.astype(np.int64)[:, None] + o
             rr = rp[s][:, None, None]
-            cov = clamp(rr - dist + .5) * np.minimum(1., 2. * rr)
-            cov = cov * (ok_y[:, :, None] & ok_x[:, None, :])
-            idx = clamp(iy, 0, n - 1)[:, :, None] * n + clamp(ix, 0, n - 1)[:, None, :]
+            cov = clamp(rr + .5 - np.sqrt((dy * dy)[:, :, None] + (dx * dx)[:, None, :])) * (np.minimum(1., 2. * rr) * w[s][:, None, None])
+            cov = cov * (((iy >= 0) & (iy < n))[:, :, None] & ((ix >= 0) & (ix < n))[:, None, :])
+            idx = (clamp(iy, 0, n - 1) * n + (layer[s] * (n * n))[:, None])[:, :, None] + clamp(ix, 0, n - 1)[:, None, :]
             np.maximum.at(flat, idx.reshape(-1), cov.reshape(-1))
     return out
 
-# %% ../nbs/00_fundus.ipynb #bb9d586c
-def densify(path, rad, px):
-    "Points closer than 0.7 pixel along paths (m, k, 2), with their radii: flat x, y, r."
-    v = path[:, 1:] - path[:, :-1]
-    longest = np.sqrt(np.max(v[..., 0] * v[..., 0] + v[..., 1] * v[..., 1])) if len(path) else 0.
-    m = max(1, int(np.ceil(longest / (.7 * px))))
-    t = np.arange(m) / m
-    p = path[:, :-1, None, :] + v[:, :, None, :] * t[:, None]
-    r = rad[:, :-1, None] + (rad[:, 1:] - rad[:, :-1])[:, :, None] * t
-    return p[..., 0].reshape(-1), p[..., 1].reshape(-1), r.reshape(-1)
-
-# %% ../nbs/00_fundus.ipynb #4901ff8b
-def vessel_maps(s, n, px, lesions):
-    "Coverage maps (n, n) of arteries and of veins; with lesions, veins are beaded and fine new vessels added."
-    art, vein, side = np.zeros((n, n)), np.zeros((n, n)), s.anatomy.side
+# %% ../nbs/00_fundus.ipynb #1fcd41bd
+def stroke_maps(s, n, px, lesions):
+    "Coverage maps (5, n, n): arteries, veins, light reflex, choroidal vessels, nerve fibres; with lesions, beading and fine new vessels."
+    out, rows = np.zeros((5, n, n)), []
     for g, (p, r, v) in enumerate(s.tree):
+        if g == 3 and px > .02: continue
+        w = clamp(.40 + r * 42.)
+        if g < 2 and px < .012: rows.append(densify(p[~v], r[~v] * .32, .8, 2, px))
         if lesions and g == 0 and s.beading:
             hit = np.isin(quadrant(s.anatomy, p), s.beading) & v[:, None]
-            r = np.where(hit, r * (1.15 + .75 * sin_turns(np.arange(r.shape[1]) / 4.5)), r)
-        for m, is_vein in ((art, False), (vein, True)):
-            if (v == is_vein).any():
-                x, y, rr = densify(p[v == is_vein], r[v == is_vein], px)
-                stamp(m, side * x, y, rr, px)
+            r = np.where(hit, np.maximum(r, .9 * px) * (1.25 + .75 * sin_turns(np.arange(r.shape[1]) / 4.5)), r)
+        rows.append(densify(p, r, w, v * 1, px))
+    for layer, (p, r, w) in s.streaks: rows.append(densify(p, r, w, layer, 2 * px))
     if lesions:
-        for p, r in s.fine:
-            x, y, rr = densify(p, np.maximum(r, .42 * px), px)
-            stamp(vein, side * x, y, rr, px)
-    return art, vein
+        rows += [densify(p, np.maximum(r, .42 * px), w, 1, px) for p, r, w in s.fine]
+    rows = np.concatenate(rows, 1)
+    rows[0] *= s.anatomy.side
+    return stamp(out, rows, px)
 
-# %% ../nbs/00_fundus.ipynb #d231a28e
+# %% ../nbs/00_fundus.ipynb #69544d16
 def splat(rows, side, size, ss, px, paint, keys, rank):
     "Draw lesion parts: opacity into paint (class maps (7, 2, n, n)), and rank into keys (size, size) where a part covers more than half a pixel."
     n = size * ss
@@ -521,7 +543,7 @@ def splat(rows, side, size, ss, px, paint, keys, rank):
         k, i, j = np.nonzero(on)
         np.maximum.at(keys.reshape(-1), gy[k, i, 0] * size + gx[k, 0, j], rank[s][k])
 
-# %% ../nbs/00_fundus.ipynb #f675952a
+# %% ../nbs/00_fundus.ipynb #47bdca36
 def lesion_maps(s, size, ss, px, lesions):
     "Opacity maps (7, 2, n, n) per class (light, dark) and the class mask (size, size)."
     n = size * ss
@@ -536,7 +558,7 @@ def lesion_maps(s, size, ss, px, lesions):
     cls = np.concatenate([[0], rows[:, 0]]).astype(np.uint8)
     return paint, cls[keys]
 
-# %% ../nbs/00_fundus.ipynb #068d8043
+# %% ../nbs/00_fundus.ipynb #5bc3b34c
 def blur(img, sigma):
     "Repeated 1-2-1 smoothing of (c, n, n) to about `sigma` pixels, the last pass in part."
     left = 2. * sigma * sigma
@@ -550,7 +572,7 @@ def blur(img, sigma):
         left -= 1.
     return img
 
-# %% ../nbs/00_fundus.ipynb #e7740682
+# %% ../nbs/00_fundus.ipynb #e52a21e1
 def fundus(s, n):
     "The retina without vessels or lesions: (3, n, n) light and the coordinates x, y."
     a, c = s.anatomy, s.camera
@@ -558,35 +580,32 @@ def fundus(s, n):
     x, y = g[None, :], g[:, None]
     t = {k: value_noise(l, n) for k, l in s.lattices.items()}
     slow, mid, fine = t[3] + .6 * t[6], t[12] + .7 * t[24], t[48] + .8 * t[96]
-    r1, r2 = (value_noise(l, n) for l in s.ridges.values())
-    ridge = bump(9. * r1 * r1) + .7 * bump(9. * r2 * r2)
     shade = 1. + c.mottle * (.9 * slow + .30 * mid + .14 * fine)
     img = np.stack([c.base[0] * shade, c.base[1] * (shade + .35 * c.mottle * slow), c.base[2] * (shade + .5 * c.mottle * slow)])
-    img = img * (1. + np.array([.5, 1., 1.1])[:, None, None] * c.tessellated * (ridge - .5))
     fx, fy = x - a.side * a.fovea[0], y - a.fovea[1]
     d2 = fx * fx + fy * fy
     m = bump(d2 / (4. * a.macula_r * a.macula_r)) * a.macula_dark * .6 + bump(d2 / (a.macula_r * a.macula_r * .6)) * a.macula_dark * .5
     img = img * (1. - np.array([.75, 1., 1.])[:, None, None] * m)
     return img, x, y, d2
 
-# %% ../nbs/00_fundus.ipynb #d16c36d5
+# %% ../nbs/00_fundus.ipynb #3619ff82
 def add_disc(img, s, x, y):
     "The optic disc with its cup, a soft rim and sometimes a pale crescent round it."
     a, c = s.anatomy, s.camera
     dx, dy = (x - a.side * a.disc[0]) / a.disc_r, (y - a.disc[1]) / (a.disc_r * a.disc_aspect)
     rho = np.sqrt(dx * dx + dy * dy)
-    rim = clamp((1. - rho) * 5. + .5)
+    rim = clamp((1. - rho) * 4. + .5)
     ux, uy = dx - a.side * a.cup_shift[0], dy - a.cup_shift[1]
     cup = clamp((a.cup - np.sqrt(ux * ux + uy * uy)) * 3. + .5)
     halo = bump(rho * rho / 5.) * .22 + a.atrophy * clamp((1.3 - rho) * 6.)
-    light = np.minimum(c.base * 1.1 + np.array([70., 85., 42.]), 252.)
-    cupc = np.minimum(c.base * 1.15 + np.array([88., 128., 95.]), 254.)
+    light = np.minimum(c.base * 1.15 + np.array([52., 55., 28.]), 250.)
+    cupc = np.minimum(c.base * 1.15 + np.array([78., 108., 58.]), 254.)
     img = img + (light[:, None, None] - img) * (np.array([.8, .7, .5])[:, None, None] * halo)
     img = img + (light[:, None, None] - img) * (.92 * rim)
-    return img + (cupc[:, None, None] - img) * (.75 * cup * rim)
+    return img + (cupc[:, None, None] - img) * (.8 * cup * rim)
 
-# %% ../nbs/00_fundus.ipynb #422dec92
-ARTERY, VEIN, BLOOD = np.array([.10, .34, .30]), np.array([.24, .52, .42]), np.array([.36, .60, .48])
+# %% ../nbs/00_fundus.ipynb #cd0bc08d
+ARTERY, VEIN, BLOOD = np.array([.08, .32, .26]), np.array([.18, .47, .34]), np.array([.30, .56, .42])
 
 def tint(img, cover, absorb):
     "Light through a layer that takes the share `absorb` of each colour where it covers."
@@ -596,7 +615,7 @@ def glow(img, cover, colour, add=0.):
     "Mix towards a colour where a pale deposit covers."
     return img + (colour[:, None, None] - img) * cover
 
-# %% ../nbs/00_fundus.ipynb #abd1d587
+# %% ../nbs/00_fundus.ipynb #8380869f
 def photograph(s, size, lesions=True):
     "Render a scene: image (size, size, 3) uint8 and mask (size, size) uint8."
     a, c = s.anatomy, s.camera
@@ -604,10 +623,13 @@ def photograph(s, size, lesions=True):
     n = size * ss
     px = 2. / (n * c.scale)
     img, x, y, d2 = fundus(s, n)
+    art, vein, shine, choroid, fibres = stroke_maps(s, n, px, lesions)
+    img = img * (1. + np.array([.10, .22, .16])[:, None, None] * (c.tessellated * choroid))
+    img = glow(img, fibres * c.sheen, c.base * .75 + np.array([60., 75., 62.]))
     img = add_disc(img, s, x, y)
-    art, vein = vessel_maps(s, n, px, lesions)
     paint, mask = lesion_maps(s, size, ss, px, lesions)
     img = tint(tint(img, art, ARTERY * c.blood), vein * (1. - .5 * art), VEIN * c.blood)
+    img = img * (1. + np.array([.06, .2, .2])[:, None, None] * shine)
     if a.reflex: img = img + bump(d2 / .0012) * 90. * a.reflex
     level = c.base[0] / 190.
     img = glow(img, paint[5, 0], np.minimum(c.base * 1.12 + np.array([38., 58., 26.]), 250.))
@@ -616,7 +638,7 @@ def photograph(s, size, lesions=True):
     img = tint(img, np.maximum(paint[3, 0], paint[4, 0]), BLOOD * c.blood)
     return develop(img, s, x, y, size, ss, paint, mask)
 
-# %% ../nbs/00_fundus.ipynb #fff87a24
+# %% ../nbs/00_fundus.ipynb #301daf15
 def develop(img, s, x, y, size, ss, paint, mask):
     "The camera: light, artefacts, blur, field stop, noise, 8 bits."
     c, n = s.camera, size * ss
@@ -629,13 +651,13 @@ def develop(img, s, x, y, size, ss, paint, mask):
         t, far, depth, power = s.glare
         gx, gy = x + cos_turns(t) * depth, y + sin_turns(t) * depth
         g = np.sqrt(gx * gx + gy * gy) - far
-        img = glow(img, clamp(g * 6. + .5) * power * .7, np.minimum(c.base * 1.0 + np.array([55., 100., 90.]), 254.))
+        img = glow(img, clamp(g * 4. + .5) * power * .7, np.minimum(c.base * 1.0 + np.array([55., 100., 90.]), 254.))
         small = (g > 0).reshape(size, ss, size, ss).sum((1, 3)) * 2 > ss * ss
         mask = np.where(small & (mask == 0), 6, mask)
     img = blur(img, c.blur * n * c.scale / 2.)
     r = np.sqrt(r2)
     field_ = clamp((1. - r) * (n * c.scale / 2.) / ss + .5) * clamp((c.cut_bottom - y) * (n / 2.) / ss + .5) * clamp((y + c.cut_top) * (n / 2.) / ss + .5)
-    if c.notch: field_ = np.maximum(field_, (np.abs(y + .52 - .3 * (x - .87)) < .035) * (x < .93) * (x > .8) * (r < 1.06))
+    if c.notch: field_ = np.maximum(field_, clamp((.05 - np.abs(y + .50) - .9 * clamp(r - 1., 0., 1.)) * (n / 2.) / ss + .5) * (x > 0.) * (r < 1.05) * (r > .97))
     img = (img * field_).reshape(3, size, ss, size, ss)
     img = sum(img[:, :, i, :, j] for i in range(ss) for j in range(ss)) / (ss * ss)
     seen = field_.reshape(size, ss, size, ss).sum((1, 3)) * 2 > ss * ss
@@ -644,7 +666,7 @@ def develop(img, s, x, y, size, ss, paint, mask):
     img = np.floor(clamp(img + .5, 0., 255.)).astype(np.uint8)
     return np.ascontiguousarray(img.transpose(1, 2, 0)), np.where(seen, mask, 0).astype(np.uint8)
 
-# %% ../nbs/00_fundus.ipynb #c6498312
+# %% ../nbs/00_fundus.ipynb #3c86a247
 @dataclass(frozen=True, eq=False)
 class Eye:
     "One photograph with its truth."
@@ -657,7 +679,7 @@ class Eye:
     laterality: str # 'left' or 'right'
     counts: dict # {sign: counts in the four quadrants}: what was drawn, from which the grade follows
 
-# %% ../nbs/00_fundus.ipynb #62d855f9
+# %% ../nbs/00_fundus.ipynb #f5973714
 def eye(
     index, # number of the eye in the set, 0 or more
     seed=0, # seed of the set, 0 or more
@@ -670,18 +692,18 @@ def eye(
     image, mask = photograph(s, int(size), lesions)
     return Eye(image, mask, s.grade, int(index), int(seed), int(size), 'right' if s.anatomy.side > 0 else 'left', s.counts)
 
-# %% ../nbs/00_fundus.ipynb #2e569e71
+# %% ../nbs/00_fundus.ipynb #f4305107
 def check(name, value, lo, hi):
     "Raise ValueError unless value is a whole number in lo..hi."
     if isinstance(value, (bool, float)) or not hasattr(value, '__index__') or not lo <= value <= hi:
         raise ValueError(f'{name}={value!r}: give a whole number from {lo} to {hi}')
 
-# %% ../nbs/00_fundus.ipynb #10f5217b
+# %% ../nbs/00_fundus.ipynb #8632cdc8
 def _arrays(i, seed, size, lesions):
     e = eye(i, seed, size, lesions)
     return e.image, e.mask, e.grade
 
-# %% ../nbs/00_fundus.ipynb #e96fb9b6
+# %% ../nbs/00_fundus.ipynb #c9d2301f
 def eyes(
     n, # how many, 1 or more
     seed=0, # seed of the set
