@@ -17,11 +17,20 @@ def prepare():
     shutil.rmtree(proc, ignore_errors=True)
     proc_nbs(n_workers=0)
 
+def opening(
+    page:Path, # a page in _proc
+)->list:       # a markdown cell, or nothing
+    "What the notebook's first cell says after its title and one-liner, which is all that nbdev keeps of it."
+    first = json.loads((root/'nbs'/page.relative_to(proc)).read_text(encoding='utf-8'))['cells'][0]
+    text = re.sub(r'\A# .*\n+(?:>.*\n?)*', '', ''.join(first['source'])).strip()
+    return [dict(cell_type='markdown', id='opening', metadata={}, source=text)] if text else []
+
 def settle(
     page:Path, # a page in _proc, e.g. _proc/00_fundus.ipynb
 )->Path:       # where it is now, e.g. _proc/fundus.ipynb
-    "Name a page after the file it becomes, and make it a valid notebook."
+    "Name a page after the file it becomes, complete its opening, and make it a valid notebook."
     nb = json.loads(page.read_text(encoding='utf-8'))
+    nb['cells'][1:1] = opening(page)
     for c in nb['cells']: c['metadata'].pop('execution', None)
     head = ''.join(nb['cells'][0]['source'])
     name = re.search(r'^output-file: *(\S+)\.html\n', head, re.M)
