@@ -23,13 +23,16 @@ TESTENV := $(IN) OMP_NUM_THREADS=1
 help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
 
-# The stamp holds the folder it was made for: an environment does not survive a move.
-ifneq ($(shell cat "$(STAMP)" 2>/dev/null),$(CURDIR))
+# The stamp holds what the environment was made from: the folder (an environment does not survive a move) and a checksum
+# of these files. By content, since nbdev-export writes pyproject.toml anew each time.
+MADE_FROM := constraints.txt settings.ini pyproject.toml setup.py
+ifneq ($(shell cat "$(STAMP)" 2>/dev/null),$(CURDIR) $(shell cat $(MADE_FROM) | cksum))
 .PHONY: $(STAMP)
 endif
 
-$(STAMP): constraints.txt settings.ini pyproject.toml setup.py
+$(STAMP):
 	@sh tools/setup.sh "$(VENV)" "$(PYTHON)"
+	@{ pwd -P; cat $(MADE_FROM) | cksum; } > "$(STAMP)"
 
 setup: $(STAMP)  ## make the environment (a second call does nothing)
 

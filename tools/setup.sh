@@ -7,6 +7,9 @@ venv=$1 asked=${2:-}
 fail() { printf 'setup: %s\n' "$*" >&2; exit 1; }
 fits() { "$1" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; }
 
+if [ -f "$venv/.ready" ] && [ "$(head -n 1 "$venv/.ready")" != "$(pwd -P)" ]; then
+    rm -rf "$venv" # made elsewhere: its commands would start the other one
+fi
 if ! fits "$venv/bin/python" || ! "$venv/bin/python" -c 'import pip' 2>/dev/null; then
     python=
     if [ -n "$asked" ]; then set -- "$asked"; else set -- python3 python3.13 python3.12 python3.11 python3.10; fi
@@ -24,12 +27,11 @@ if ! fits "$venv/bin/python" || ! "$venv/bin/python" -c 'import pip' 2>/dev/null
     "$python" -m venv "$venv"
 fi
 
-rm -f "$venv/.ready"
+rm -f "$venv/.ready" # make writes it anew when all went well
 torch=$(grep '^torch==' constraints.txt)
 pip() { "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --constraint constraints.txt "$@"; }
 printf 'setup: %s (the large one: minutes on a slow line)\n' "$torch"
 pip "$torch" setuptools
 printf 'setup: everything else, as pinned in constraints.txt\n'
 pip --no-build-isolation --editable '.[dev]'
-pwd > "$venv/.ready"
 printf 'setup: %s is ready\n' "$venv"
