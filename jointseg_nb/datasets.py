@@ -8,8 +8,9 @@ __all__ = ['ALIASES', 'OTHER_COLORS', 'SMALLEST_FIRST', 'RESIZES', 'LABELS', 'CO
            'read_photo', 'read_mask', 'shrink', 'lesion_peaks', 'merge', 'Entry', 'load', 'read_table', 'parse_label',
            'read_folder', 'read_idrid', 'layout_of', 'read']
 
-# %% ../nbs/05_datasets.ipynb #b276aae2
+# %% ../nbs/05_datasets.ipynb #dbd60109
 import csv
+import os
 import re
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +24,7 @@ from PIL import Image, ImageOps
 from .data import Source
 from .fundus import GRADES, LESIONS, LESION_COLORS
 
-# %% ../nbs/05_datasets.ipynb #390aaf50
+# %% ../nbs/05_datasets.ipynb #aacc9147
 @dataclass(frozen=True)
 class Problem:
     "One thing that is wrong with a data set."
@@ -33,7 +34,7 @@ class Problem:
 
     def __str__(self): return f'{self.file}: {self.what}. {self.todo[0].upper() + self.todo[1:]}.'
 
-# %% ../nbs/05_datasets.ipynb #582c1598
+# %% ../nbs/05_datasets.ipynb #57046cf9
 class ProblemsError(ValueError):
     "Everything that is wrong with a data set, in one error."
     def __init__(self,
@@ -47,7 +48,7 @@ class ProblemsError(ValueError):
         super().__init__(f"{path}: {n} problem{'s' * (n > 1)} found, nothing was read\n{lines}"
                          + "\nMend them, or pass strict=False to leave these files out." * optional)
 
-# %% ../nbs/05_datasets.ipynb #8fb16873
+# %% ../nbs/05_datasets.ipynb #443886e1
 ALIASES = {
     'hard exudate': 'ex hard_exudate hardexudate exudate',
     'soft exudate': 'se soft_exudate softexudate cotton_wool_spot cws',
@@ -62,7 +63,7 @@ ALIASES = {
 OTHER_COLORS = {'optic disc': (230, 159, 0), 'IRMA': (213, 94, 0), 'new vessels': (120, 94, 240)}
 SMALLEST_FIRST = ('microaneurysm', 'hard exudate', 'drusen', 'haemorrhage', 'soft exudate', 'IRMA', 'new vessels', 'artefact', 'optic disc')
 
-# %% ../nbs/05_datasets.ipynb #7146e91f
+# %% ../nbs/05_datasets.ipynb #e48269de
 def class_name(
     folder, # name of a folder or a file's suffix, e.g. 'EX', '1. Microaneurysms', 'HardExudate_Masks'
 ): # e.g. 'hard exudate'; None where the name is not known
@@ -72,7 +73,7 @@ def class_name(
     for name, aliases in ALIASES.items():
         if key in aliases.split() or key.rstrip('s') in aliases.split(): return name
 
-# %% ../nbs/05_datasets.ipynb #f98ab513
+# %% ../nbs/05_datasets.ipynb #99349e09
 def class_table(
     classes=None, # None: the seven common classes; names, background first; or {folder: class name}
 ): # (names of the classes, {folder name: class name} of the caller, or {})
@@ -84,13 +85,13 @@ def class_table(
         raise ValueError(f"classes={names}: give distinct names, 'background' first and at least one more, or a dict of folder name to class name")
     return names, {}
 
-# %% ../nbs/05_datasets.ipynb #897ac9fc
+# %% ../nbs/05_datasets.ipynb #2e2eff5a
 def class_colors(names):
     "One colour for each class: the package's table, three more for signs it has no class for, greys for the rest."
     known = {**dict(zip(LESIONS, np.asarray(LESION_COLORS).tolist())), **OTHER_COLORS}
     return np.array([known.get(n, [90 + 40 * (i % 4)] * 3) for i, n in enumerate(names)], dtype=np.uint8)
 
-# %% ../nbs/05_datasets.ipynb #298660d2
+# %% ../nbs/05_datasets.ipynb #932e1cae
 def field_box(
     im, # PIL image, RGB
 ): # (left, upper, right, lower) in pixels of `im`, floats
@@ -107,7 +108,7 @@ def field_box(
     (left, right), (upper, lower) = sides
     return left, upper, right, lower
 
-# %% ../nbs/05_datasets.ipynb #550fb2e8
+# %% ../nbs/05_datasets.ipynb #5bb10744
 def squared(
     im, # PIL image
     box, # part of it to keep, in its pixels
@@ -121,7 +122,7 @@ def squared(
     out.paste(im.resize(inner, resample, box=box), ((size - inner[0]) // 2, (size - inner[1]) // 2))
     return out
 
-# %% ../nbs/05_datasets.ipynb #6dc63b83
+# %% ../nbs/05_datasets.ipynb #2e9a2265
 def read_photo(
     path, # image file
     size, # side of what comes out, px
@@ -139,7 +140,7 @@ def read_photo(
     scale = (im.width, im.height) * 2
     return np.asarray(squared(im, box, size, Image.Resampling.BICUBIC)), tuple(b / s for b, s in zip(box, scale)), full
 
-# %% ../nbs/05_datasets.ipynb #3d8e7174
+# %% ../nbs/05_datasets.ipynb #d417fb14
 def read_mask(
     path, # mask file: 1-bit, palette, grey 0/1 or 0/255, or colour
 ): # (H, W) bool
@@ -150,7 +151,7 @@ def read_mask(
     level = level.max(2) if level.ndim == 3 else level
     return level > level.max() // 2 if level.max() else level > 0
 
-# %% ../nbs/05_datasets.ipynb #a28efbdb
+# %% ../nbs/05_datasets.ipynb #b3347ed1
 RESIZES = ('cover', 'nearest', 'any')
 
 def shrink(
@@ -160,12 +161,13 @@ def shrink(
     how='cover', # 'cover': half covered, or the peak of a lesion too small for that; 'nearest' (the paper); 'any': touched at all
 ): # (size, size) bool
     "A mask at the size of the photograph, without losing the small lesions."
+    if how not in RESIZES: raise ValueError(f"mask_resize={how!r}: choose one of {', '.join(RESIZES)}")
     im, box = Image.fromarray(mask.astype(np.uint8) * 255), tuple(b * s for b, s in zip(box, mask.shape[::-1] * 2))
     if how == 'nearest': return np.asarray(squared(im, box, size, Image.Resampling.NEAREST)) > 0
     cover = np.asarray(squared(im, box, size, Image.Resampling.BOX)) / 255.
     return cover > 0 if how == 'any' else (cover >= 0.5) | lesion_peaks(cover)
 
-# %% ../nbs/05_datasets.ipynb #6ccac803
+# %% ../nbs/05_datasets.ipynb #1fa409cb
 def lesion_peaks(
     cover, # share of each pixel that the lesion covers, (H, W), 0 to 1
     least=0.05, # less than this is no lesion
@@ -176,7 +178,7 @@ def lesion_peaks(
     around = np.max([p[1 + dy:1 + dy + h, 1 + dx:1 + dx + w] for dy in (-1, 0, 1) for dx in (-1, 0, 1) if dy or dx], axis=0)
     return (cover > least) & (cover >= around) & (around < 0.5)
 
-# %% ../nbs/05_datasets.ipynb #3f33247a
+# %% ../nbs/05_datasets.ipynb #12ba345b
 def merge(
     masks, # {class name: (H, W) bool}
     names, # names of the classes in the order of their ids
@@ -188,7 +190,7 @@ def merge(
     for name in sorted(masks, key=rank, reverse=True): out[masks[name]] = names.index(name)
     return out
 
-# %% ../nbs/05_datasets.ipynb #10d8d239
+# %% ../nbs/05_datasets.ipynb #81e7c94d
 @dataclass
 class Entry:
     "One photograph of a data set before it is read: where its files are and what its table says."
@@ -199,21 +201,22 @@ class Entry:
     label: int = -1 # -1 = unknown
     group: str | None = None # patient; None: its own
 
-# %% ../nbs/05_datasets.ipynb #51cb7fd7
+# %% ../nbs/05_datasets.ipynb #0855a4b0
 def _load_entry(entry, names, size, crop_field, how):
     "(photograph, mask, problems) of one entry; None for what could not be read."
     try: image, box, full = read_photo(entry.image, size, crop_field)
-    except Exception as e: return None, None, [Problem(str(entry.image), f'cannot be read as an image ({_reason(entry.image, e)})', 'replace it by a whole 8-bit JPEG, PNG or TIFF, or delete it and its row')]
+    except Exception as e:
+        return None, None, [Problem(str(entry.image), f'cannot be read as an image ({_reason(entry.image, e)})', 'replace it by a whole 8-bit JPEG, PNG or TIFF, or delete it with its row and masks')]
     masks, problems = {}, []
     for name, file in entry.masks.items():
-        try: mask = read_mask(file)
-        except Exception as e: problems.append(Problem(str(file), f'cannot be read as a mask ({_reason(file, e)})', 'replace it, or delete it if the class is absent in this eye')); continue
-        if mask.shape != full[::-1]:
-            problems.append(Problem(str(file), f'is {mask.shape[1]}x{mask.shape[0]} px, its image {entry.image.name} is {full[0]}x{full[1]} px', 'save the mask at the size of the image')); continue
-        masks[name] = shrink(mask, box, size, how)
+        try:
+            mask = read_mask(file)
+            if mask.shape == full[::-1]: masks[name] = shrink(mask, box, size, how)
+            else: problems.append(Problem(str(file), f'is {mask.shape[1]}x{mask.shape[0]} px, its image {entry.image.name} is {full[0]}x{full[1]} px', 'save the mask at the size of the image'))
+        except Exception as e: problems.append(Problem(str(file), f'cannot be read as a mask ({_reason(file, e)})', 'replace it, or delete it if the class is absent in this eye'))
     return image, merge(masks, names, size), problems
 
-# %% ../nbs/05_datasets.ipynb #a9f2c381
+# %% ../nbs/05_datasets.ipynb #d5f9d9ab
 def _reason(file, error):
     "Why a file could not be read, in a few words."
     if not file.exists(): return 'the file is gone'
@@ -221,7 +224,7 @@ def _reason(file, error):
     text = str(error).replace(str(file), file.name).replace(repr(str(file)), file.name)
     return ' '.join(text.split()) or type(error).__name__
 
-# %% ../nbs/05_datasets.ipynb #dc48a1fa
+# %% ../nbs/05_datasets.ipynb #507f5400
 def load(
     entries, # list of Entry
     problems=(), # what was wrong before any file was opened
@@ -250,17 +253,16 @@ def load(
     _report(source, len(entries))
     return source
 
-# %% ../nbs/05_datasets.ipynb #bf5d4f95
+# %% ../nbs/05_datasets.ipynb #efc671e5
 def _in_threads(job, items, workers, progress, title):
     "Results of `job` in the order of `items`; a thread each for the cores, since decoding frees the interpreter."
-    import os
     if progress:
         from tqdm.auto import tqdm
     with ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool:
         results = pool.map(job, items)
         yield from tqdm(results, total=len(items), desc=str(title)) if progress else results
 
-# %% ../nbs/05_datasets.ipynb #4b781e2b
+# %% ../nbs/05_datasets.ipynb #15679511
 def _assemble(good, names, label_names, title):
     "A Source from what was read."
     entries = [g[0] for g in good]
@@ -270,7 +272,7 @@ def _assemble(good, names, label_names, title):
     return Source(images, torch.from_numpy(masks) if any(has_mask) else None, has_mask, torch.tensor([e.label for e in entries]), [e.name for e in entries],
                   [e.group or e.name for e in entries], names, class_colors(names), label_names, title)
 
-# %% ../nbs/05_datasets.ipynb #78143bc9
+# %% ../nbs/05_datasets.ipynb #c052688b
 def _report(source, n_entries):
     "Warn of what would surprise later: files left out, labels that teach nothing."
     if source.problems:
@@ -281,14 +283,14 @@ def _report(source, n_entries):
         warnings.warn(f"{source.title}: all {len(source.gradable)} known labels are {kinds[0]} ({source.label_names[kinds[0]]!r}), a classifier cannot learn from these alone; "
                       "try another label, e.g. label='has_dr'", stacklevel=4)
 
-# %% ../nbs/05_datasets.ipynb #2b831c54
+# %% ../nbs/05_datasets.ipynb #aaa3fa54
 LABELS = {'grade': tuple(GRADES), 'has_dr': ('no DR', 'DR')}
 COLUMNS = {'image': ('image', 'image name', 'id_code', 'file', 'filename', 'name'), 'grade': ('grade', 'retinopathy grade', 'level', 'diagnosis'),
            'has_dr': ('has_dr',), 'patient': ('patient', 'patient id', 'patient_id')}
 UNKNOWN = ('', 'nan', 'na', 'n/a')
 YES_NO = {'0': 0, '0.0': 0, 'no': 0, 'false': 0, 'no dr': 0, '1': 1, '1.0': 1, 'yes': 1, 'true': 1, 'dr': 1}
 
-# %% ../nbs/05_datasets.ipynb #a83433de
+# %% ../nbs/05_datasets.ipynb #bd66d587
 def read_table(
     path, # CSV file, comma or semicolon
 ): # list of dicts; keys in lower case, 'image', 'grade', 'has_dr', 'patient' where the file calls them otherwise; 'line' counts from 1
@@ -300,28 +302,32 @@ def read_table(
     header = [known.get(h, h) for h in header]
     return [{'line': i, **{h: v.strip() for h, v in zip(header, row) if h}} for i, row in enumerate(rows[1:], 2) if any(v.strip() for v in row)]
 
-# %% ../nbs/05_datasets.ipynb #37064f14
+# %% ../nbs/05_datasets.ipynb #949b7094
 def parse_label(
     row, # one row of `read_table`
     label='grade', # 'grade', 'has_dr' or another column
     names=None, # names of the labels; None: those of 'grade' or 'has_dr'
 ): # label id, -1 = unknown
     "What a row says about the label; a ValueError where it says something that cannot be."
+    if label == 'has_dr': return _parse_has_dr(row)
     names, text = names or LABELS[label], row.get(label, '').lower()
-    if label == 'has_dr':
-        grade = parse_label(row, 'grade', LABELS['grade'])
-        if text not in YES_NO and text not in UNKNOWN: raise ValueError(f"has_dr {row[label]!r} is none of 0, 1 or empty")
-        if text in UNKNOWN: return -1 if grade < 0 else int(grade > 0)
-        if grade >= 0 and (grade > 0) != YES_NO[text]: raise ValueError(f"has_dr {row[label]!r} contradicts grade {grade}")
-        return YES_NO[text]
-    lower = [n.lower() for n in names]
+    lower, allowed = [n.lower() for n in names], f"allowed are 0 to {len(names) - 1}, {', '.join(names)}, or empty for unknown"
     if text in UNKNOWN: return -1
     if text in lower: return lower.index(text)
-    if label != 'grade' or not re.fullmatch(r'-?\d+(\.0+)?', text): raise ValueError(f"{label} {row[label]!r} is not known; allowed are 0 to {len(names) - 1}, {', '.join(names)}, or empty for unknown")
-    if not 0 <= float(text) < len(names): raise ValueError(f"{label} {row[label]} is out of range; allowed are 0 to {len(names) - 1}, or empty for unknown")
+    if label != 'grade' or not re.fullmatch(r'-?\d+(\.0+)?', text): raise ValueError(f"{label} {row[label]!r} is not known; {allowed}")
+    if not 0 <= float(text) < len(names): raise ValueError(f"{label} {row[label]} is out of range; {allowed}")
     return int(float(text))
 
-# %% ../nbs/05_datasets.ipynb #74edcb34
+# %% ../nbs/05_datasets.ipynb #3726a2b6
+def _parse_has_dr(row):
+    "0, 1 or -1; a known grade says it where the column does not, and may not contradict it."
+    grade, text = parse_label(row, 'grade'), row.get('has_dr', '').lower()
+    if text in UNKNOWN: return -1 if grade < 0 else int(grade > 0)
+    if text not in YES_NO: raise ValueError(f"has_dr {row['has_dr']!r} is not known; allowed are 0, 1, or empty for unknown")
+    if grade >= 0 and (grade > 0) != YES_NO[text]: raise ValueError(f"has_dr {row['has_dr']!r} contradicts grade {grade}")
+    return YES_NO[text]
+
+# %% ../nbs/05_datasets.ipynb #7b9aebc2
 def _label_names(rows, label, path):
     "Names of the labels: fixed for 'grade' and 'has_dr', else what stands in the column."
     columns = sorted({k for r in rows for k in r} - {'line'})
@@ -333,7 +339,7 @@ def _label_names(rows, label, path):
     numeric = all(re.fullmatch(r'-?\d+(\.\d+)?', v) for v in values)
     return label, tuple(sorted(values, key=float if numeric else str))
 
-# %% ../nbs/05_datasets.ipynb #42d8dd1e
+# %% ../nbs/05_datasets.ipynb #8b355f89
 def _apply_table(entries, rows, label, names, path, problems):
     "Write labels and patients of a table into the entries; what does not fit goes to `problems`. Returns the names known to be free of DR."
     by_name = {k: e for e in entries for k in (e.name.split('/')[-1], e.image.name)}
@@ -350,7 +356,7 @@ def _apply_table(entries, rows, label, names, path, problems):
         except ValueError as e: problems.append(Problem(where, f'{name!r}: {e}', 'correct the value, or leave it empty if it is not known'))
     return normal
 
-# %% ../nbs/05_datasets.ipynb #faf3a9d5
+# %% ../nbs/05_datasets.ipynb #739af8cb
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.tif', '.tiff', '.bmp', '.webp')
 
 def _image_files(folder, problems):
@@ -363,22 +369,28 @@ def _image_files(folder, problems):
         else: out[f.stem] = f
     return out
 
-# %% ../nbs/05_datasets.ipynb #3e96177a
+# %% ../nbs/05_datasets.ipynb #f8777d22
 def _attach_masks(folder, entries, classes, problems):
     "Give every entry its mask files from `folder`/CLASS/; classes that are not asked for are passed over."
     names, own = class_table(classes)
     by_name = {e.name.split('/')[-1]: e for e in entries}
     for sub in sorted(d for d in folder.iterdir() if d.is_dir()):
         name = own.get(sub.name) or class_name(sub.name) or (sub.name if sub.name in names else None)
-        if name is None: problems.append(Problem(str(sub), 'is a mask class that is not known', f"rename it ({', '.join(LESIONS[1:])}) or pass classes={{{sub.name!r}: 'class name', ...}}")); continue
-        for stem, file in _image_files(sub, problems).items() if name in names else ():
-            base, _, suffix = stem.rpartition('_')
-            entry = by_name.get(stem) or (by_name.get(base) if suffix == sub.name or suffix.lower() == 'mask' or class_name(suffix) == name else None)
-            if entry is None: problems.append(Problem(str(file), 'is the mask of a photograph that is not there', 'add the photograph or delete the mask'))
-            elif name in entry.masks: problems.append(Problem(str(file), f'is a second mask of {name!r} for {entry.name}, beside {entry.masks[name].name}', 'keep one of them'))
-            else: entry.masks[name], entry.has_mask = file, True
+        if name in names: _attach_class(sub, name, by_name, problems)
+        elif name is None: problems.append(Problem(str(sub), 'is a mask class that is not known',
+            f"name it after one of {', '.join(LESIONS[1:])}, or pass classes={{{sub.name!r}: 'class name', ...}}"))
 
-# %% ../nbs/05_datasets.ipynb #491ab9e9
+def _attach_class(folder, name, by_name, problems):
+    "The mask files of one class, NAME.png or NAME_XX.png."
+    for stem, file in _image_files(folder, problems).items():
+        base, _, suffix = stem.rpartition('_')
+        ours = suffix == folder.name or suffix.lower() == 'mask' or class_name(suffix) == name
+        entry = by_name.get(stem) or (by_name.get(base) if ours else None)
+        if entry is None: problems.append(Problem(str(file), 'is the mask of a photograph that is not there', 'add the photograph or delete the mask'))
+        elif name in entry.masks: problems.append(Problem(str(file), f'is a second mask of {name!r} for {entry.name}, beside {entry.masks[name].name}', 'keep one of them'))
+        else: entry.masks[name], entry.has_mask = file, True
+
+# %% ../nbs/05_datasets.ipynb #08751882
 EMPTY = ('normal', 'all', 'never')
 
 def read_folder(
@@ -406,7 +418,7 @@ def read_folder(
     for e in entries: e.has_mask |= empty_masks == 'all' or (empty_masks == 'normal' and (path/'masks').is_dir() and e.name in normal)
     return load(entries, problems, path, classes, names, size, strict, progress=progress, **{'title': path.name, **kwargs})
 
-# %% ../nbs/05_datasets.ipynb #1a145b90
+# %% ../nbs/05_datasets.ipynb #6dc513ec
 def _check_folder(path):
     "The folder is there, is a folder, and has images/."
     todo = 'put the photographs into images/, masks into masks/CLASS/, labels into labels.csv'
@@ -423,7 +435,7 @@ def _rows(path):
     if 'image' not in rows[0]: raise ProblemsError([Problem(str(path), f"has no column 'image', only {', '.join(k for k in rows[0] if k != 'line')}", 'name the column of file names `image`')], path)
     return rows
 
-# %% ../nbs/05_datasets.ipynb #15e56375
+# %% ../nbs/05_datasets.ipynb #400930e5
 def _sub(folder, *words):
     "The one subfolder whose name holds all the words, or None."
     found = [d for d in sorted(folder.iterdir()) if d.is_dir() and all(w in d.name.lower() for w in words)] if folder and folder.is_dir() else []
@@ -436,14 +448,14 @@ def _idrid_parts(path):
     if not any(parts.values()) and _sub(path, 'original images') and _sub(path, 'groundtruths'): parts['grading'] = path
     return {k: v for k, v in parts.items() if v}
 
-# %% ../nbs/05_datasets.ipynb #d6351b5c
+# %% ../nbs/05_datasets.ipynb #5ee4efd2
 def read_idrid(
     path, # folder that holds 'A. Segmentation' and 'B. Disease Grading', or one of these two
     task='segmentation', # 'segmentation', 'grading', or 'both' in one Source
     size=256, # side of the photographs, px
     label='grade', # 'grade', 'has_dr', or 'risk of macular edema'
     classes=None, # mask classes, see `class_table`; ('background', 'optic disc') reads the discs
-    part='train', # 'train', 'test' or 'all' of the published parts
+    part='train', # 'train' or 'test' as published, or 'all' that is there
     strict=True, # raise on any problem; False: leave those files out and say how many
     progress=False, # show a progress bar
     **kwargs, # crop_field, mask_resize, workers, title: see `load`
@@ -462,20 +474,18 @@ def read_idrid(
     if not entries: raise ProblemsError(problems, path)
     return load(entries, problems, path, classes, names, size, strict, progress=progress, **{'title': f"IDRiD {' and '.join(tasks)}, {part}", **kwargs})
 
-# %% ../nbs/05_datasets.ipynb #0b1bc18c
+# %% ../nbs/05_datasets.ipynb #d2083c40
 def _idrid_entries(folder, task, part, label, classes, names, problems):
     "Entries of one task of IDRiD, named task/part/NAME so that equal numbers stay different eyes."
     entries, images, truths = [], _sub(folder, 'original'), _sub(folder, 'groundtruth')
-    for p in ('train', 'test'):
-        here = _sub(images, p)
-        if here is None:
-            if part in (p, 'all'): problems.append(Problem(str(images or folder), f'has no {p}ing photographs for {task}', f'download that part of IDRiD, or ask for another task or part'))
-            continue
-        if part not in (p, 'all'): continue
-        more = [Entry(f'{task}/{p}/{stem}', file) for stem, file in _image_files(here, problems).items()]
+    parts = [p for p in ('train', 'test') if part == p or (part == 'all' and _sub(images, p))]
+    for p in parts:
+        if not _sub(images, p): problems.append(Problem(str(images or folder), f'has no {p}ing photographs for {task}', 'download that part of IDRiD, or ask for another task or part')); continue
+        more = [Entry(f'{task}/{p}/{stem}', file) for stem, file in _image_files(_sub(images, p), problems).items()]
         if task == 'segmentation': _idrid_masks(truths, p, more, classes, problems)
         else: names = _idrid_grades(truths, p, label, more, problems)
         entries += more
+    if not parts: problems.append(Problem(str(images or folder), f'has neither training nor testing photographs for {task}', 'download IDRiD, or ask for another task'))
     return entries, names
 
 def _idrid_masks(truths, part, entries, classes, problems):
@@ -494,7 +504,7 @@ def _idrid_grades(truths, part, label, entries, problems):
     _apply_table(entries, rows, label, names, tables[0], problems)
     return names
 
-# %% ../nbs/05_datasets.ipynb #4c9d9aa2
+# %% ../nbs/05_datasets.ipynb #371db2e5
 def layout_of(
     path, # folder of a data set
 ): # 'folder' or 'idrid'
@@ -508,7 +518,7 @@ def layout_of(
     raise ProblemsError([Problem(str(path), f'has no layout that is known; it holds {there}',
         "looked for images/ (a folder with images/, masks/CLASS/, labels.csv), and for 'A. Segmentation' or 'B. Disease Grading' (IDRiD): check the path or arrange the files so")], path)
 
-# %% ../nbs/05_datasets.ipynb #8605fbcc
+# %% ../nbs/05_datasets.ipynb #b6ee91f7
 def read(
     path, # folder of a data set
     size=256, # side of the photographs, px
