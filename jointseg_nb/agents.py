@@ -273,7 +273,8 @@ def save(self:JointSeg,
 )->Path: # the file
     "Weights, configuration, switches and `meta` in one safetensors file, written whole or not at all."
     path = _weights_file(path)
-    header = json.dumps(dict(format=1, config=self.config, meta=self.meta, switches=self._switches.tolist()))
+    try: header = json.dumps(dict(format=1, config=self.config, meta=self.meta, switches=self._switches.tolist()))
+    except TypeError as e: raise ValueError(f'meta={self.meta!r} cannot be written as JSON ({e}): keep numbers, words, lists and dicts in it') from e
     tensors = {k: v.detach().cpu().contiguous() for k,v in self.state_dict().items()}
     info = dict(jointseg=header, sha256=_digest(header, tensors))
     _replace(path, lambda part: save_file(tensors, part, info))
