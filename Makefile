@@ -40,7 +40,7 @@ lab: $(STAMP)  ## open JupyterLab on the live panel
 	@$(IN) jointseg-lab $(if $(PORT),--port "$(PORT)") $(if $(DATA),--data "$(DATA)")
 
 demo: $(STAMP)  ## train both agents on the embedded eyes, no browser, three minutes at most
-	@$(IN) jointseg-train --recipe pocket --out "$(OUT)"
+	@$(IN) jointseg-train --recipe pocket --out "$(OUT)" --overwrite
 
 test: $(STAMP)  ## check the export, run all notebooks, then pytest
 	@sh tests/chromium.sh

@@ -1,5 +1,5 @@
 """Every name of every room, for notebooks: `from jointseg_nb.all import *`."""
-# Written by hand: it has nothing to teach, and nbdev would export an `__all__` that hides the names imported here.
+# All but commands, which is for the shell. Written by hand: it has nothing to teach, and nbdev would export an `__all__` that hides the names imported here.
 from jointseg_nb.fundus import *
 from jointseg_nb.blocks import *
 from jointseg_nb.attention import *
@@ -12,3 +12,5 @@ from jointseg_nb.runs import *
 from jointseg_nb.cooperate import *
 from jointseg_nb.evaluate import *
 from jointseg_nb.figures import *
+from jointseg_nb.fit import *
+from jointseg_nb.lab import *
