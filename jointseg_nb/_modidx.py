@@ -200,6 +200,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'jointseg_nb.datasets._label_names': ('datasets.html#_label_names', 'jointseg_nb/datasets.py'),
                                       'jointseg_nb.datasets._load_entry': ('datasets.html#_load_entry', 'jointseg_nb/datasets.py'),
                                       'jointseg_nb.datasets._parse_has_dr': ('datasets.html#_parse_has_dr', 'jointseg_nb/datasets.py'),
+                                      'jointseg_nb.datasets._read_labels': ('datasets.html#_read_labels', 'jointseg_nb/datasets.py'),
                                       'jointseg_nb.datasets._reason': ('datasets.html#_reason', 'jointseg_nb/datasets.py'),
                                       'jointseg_nb.datasets._report': ('datasets.html#_report', 'jointseg_nb/datasets.py'),
                                       'jointseg_nb.datasets._rows': ('datasets.html#_rows', 'jointseg_nb/datasets.py'),
