@@ -224,7 +224,7 @@ def encode(self:JointSeg,
     "The encoder's maps: M(x) with all its levels (II-B)."
     return self.encoder(self._checked(x))
 
-# %% ../nbs/03_agents.ipynb #0000004c
+# %% ../nbs/03_agents.ipynb #0000004e
 @patch
 def shared_parameters(self:JointSeg)->list: # of parameters
     "theta_1: the encoder's parameters, which both agents move (Eq. 2)."
@@ -240,7 +240,7 @@ def segmenter_parameters(self:JointSeg)->list: # of parameters
     "theta_3: the parameters of S, which the segmenter alone moves (Eq. 2)."
     return list(self.decoder.parameters())
 
-# %% ../nbs/03_agents.ipynb #0000005c
+# %% ../nbs/03_agents.ipynb #0000005e
 def _digest(header, tensors):
     "SHA-256 over the header and every tensor's name, type, shape and bytes."
     h = hashlib.sha256(header.encode())
@@ -255,7 +255,7 @@ def _weights_file(path):
     path = Path(path)
     return path/'model.safetensors' if path.is_dir() else path
 
-# %% ../nbs/03_agents.ipynb #0000005d
+# %% ../nbs/03_agents.ipynb #0000005f
 def _replace(path, write):
     "Let `write` make a file beside `path`, then put it in its place: the whole file or none."
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -266,7 +266,7 @@ def _replace(path, write):
         os.replace(part, path)
     finally: part.unlink(missing_ok=True)
 
-# %% ../nbs/03_agents.ipynb #0000005e
+# %% ../nbs/03_agents.ipynb #00000060
 @patch
 def save(self:JointSeg,
     path, # a file, or an existing folder that gets model.safetensors
@@ -280,7 +280,7 @@ def save(self:JointSeg,
     _replace(path, lambda part: save_file(tensors, part, info))
     return path
 
-# %% ../nbs/03_agents.ipynb #00000060
+# %% ../nbs/03_agents.ipynb #00000062
 def _read(path):
     "Header and tensors of a saved model, or an error that says what is wrong with the file."
     if not path.is_file(): raise FileNotFoundError(f'path={str(path)!r} is not there: give a file that `save` wrote, or its folder')
@@ -293,7 +293,7 @@ def _read(path):
     if header['format'] != 1: raise ValueError(f'path={str(path)!r} has format {header["format"]}, this version reads format 1: update the package')
     return header, tensors
 
-# %% ../nbs/03_agents.ipynb #00000061
+# %% ../nbs/03_agents.ipynb #00000063
 @patch(cls_method=True)
 def load(cls:JointSeg,
     path, # a file that `save` wrote, or its folder
@@ -307,7 +307,7 @@ def load(cls:JointSeg,
     model.meta, model.switches = header['meta'], header['switches']
     return model.to(device).eval()
 
-# %% ../nbs/03_agents.ipynb #00000069
+# %% ../nbs/03_agents.ipynb #0000006b
 @patch(cls_method=True)
 def pretrained(cls:JointSeg,
     device='cpu', # where the model goes
