@@ -6,7 +6,7 @@
 __all__ = ['Batch', 'Sample', 'Source', 'embedded', 'split', 'few', 'standardise', 'take_window', 'window_starts', 'recolour',
            'Augment', 'Stream', 'plain_batches']
 
-# %% ../nbs/04_data.ipynb #a2bbc398
+# %% ../nbs/04_data.ipynb #898aa56e
 import math
 from collections import Counter, namedtuple
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from fastcore.basics import patch
 
 from .fundus import GRADES, LESIONS, LESION_COLORS, eyes
 
-# %% ../nbs/04_data.ipynb #96fd08c7
+# %% ../nbs/04_data.ipynb #5ce5efd2
 @dataclass
 class Sample:
     "One photograph with what is known about it; `None` stands for unknown."
@@ -26,7 +26,7 @@ class Sample:
     label: int | None # grade, 0 to n_labels - 1
     name: str # file or eye it came from
 
-# %% ../nbs/04_data.ipynb #bf3d031f
+# %% ../nbs/04_data.ipynb #dbb732a8
 class Source:
     "A set of photographs in memory at one square size: what every reader returns (II-A: the domain that an agent works on)."
     def __init__(self,
@@ -52,7 +52,7 @@ class Source:
         self.mask_colors = torch.as_tensor(mask_colors, dtype=torch.uint8)
         _check_source(self)
 
-# %% ../nbs/04_data.ipynb #2907468a
+# %% ../nbs/04_data.ipynb #4d816353
 def _checked_images(images):
     "Number of images, or a ValueError that says what is wrong with them."
     if not isinstance(images, torch.Tensor) or images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
@@ -61,7 +61,7 @@ def _checked_images(images):
                          "for a numpy array (N, H, W, 3) pass torch.from_numpy(a).permute(0, 3, 1, 2).contiguous()")
     return len(images)
 
-# %% ../nbs/04_data.ipynb #f5e7b9bf
+# %% ../nbs/04_data.ipynb #2ee316e0
 def _check_source(s):
     "Everything of a Source that belongs together must fit together."
     n, (h, w) = len(s.images), s.images.shape[2:]
@@ -76,7 +76,7 @@ def _check_source(s):
     _check_mask_ids(s, len(s.mask_classes))
     _check_labels(s, len(s.label_names))
 
-# %% ../nbs/04_data.ipynb #b3a640e7
+# %% ../nbs/04_data.ipynb #4bd98631
 def _check_mask_ids(s, n):
     "Mask values must name a class that exists."
     for start in range(0, len(s.images) if s.has_mask.any() else 0, 256):
@@ -92,7 +92,7 @@ def _check_labels(s, n):
     bad = ((s.labels < -1) | (s.labels >= n)).nonzero().flatten().tolist()
     if bad: raise ValueError(f"labels: {s.names[bad[0]]!r} has the label {int(s.labels[bad[0]])}, allowed are 0 to {n - 1} ({', '.join(s.label_names)}) and -1 for unknown")
 
-# %% ../nbs/04_data.ipynb #c94b6d94
+# %% ../nbs/04_data.ipynb #de00f60b
 @patch
 def __len__(self: Source): return len(self.images)
 
@@ -101,7 +101,7 @@ def __getitem__(self: Source, i):
     label = int(self.labels[i])
     return Sample(self.images[i], self.masks[i] if self.has_mask[i] else None, label if label >= 0 else None, self.names[i])
 
-# %% ../nbs/04_data.ipynb #c5ee7037
+# %% ../nbs/04_data.ipynb #616fbef9
 @patch(as_prop=True)
 def n_classes(self: Source):
     "Number of mask classes, background included."
@@ -112,7 +112,7 @@ def n_labels(self: Source):
     "Number of labels that the classifier tells apart."
     return len(self.label_names)
 
-# %% ../nbs/04_data.ipynb #ab7f4f5e
+# %% ../nbs/04_data.ipynb #0ab2f261
 @patch(as_prop=True)
 def segmentable(self: Source):
     "Indices of the photographs whose masks are known: the segmenter's domain."
@@ -123,7 +123,7 @@ def gradable(self: Source):
     "Indices of the photographs whose label is known: the classifier's domain."
     return (self.labels >= 0).nonzero().flatten().cpu()
 
-# %% ../nbs/04_data.ipynb #920a5d91
+# %% ../nbs/04_data.ipynb #cc71cf4d
 @patch
 def __repr__(self: Source):
     counts = torch.bincount(self.labels[self.gradable].cpu(), minlength=self.n_labels).tolist()
@@ -132,7 +132,7 @@ def __repr__(self: Source):
     return (f"Source {self.title!r}: {len(self)} photographs of {h}x{w} px from {len(set(self.groups))} patients; "
             f"{len(self.segmentable)} with masks of {self.n_classes} classes; {len(self.gradable)} graded ({graded})")
 
-# %% ../nbs/04_data.ipynb #dbd51903
+# %% ../nbs/04_data.ipynb #27082e57
 @patch
 def subset(self: Source,
     indices, # which photographs, in which order: a LongTensor or a list
@@ -144,7 +144,7 @@ def subset(self: Source,
     return Source(self.images[idx], self.masks[idx] if self.has_mask.any() else None, self.has_mask[idx], self.labels[idx], names, groups,
                   self.mask_classes, self.mask_colors, self.label_names, title or self.title)
 
-# %% ../nbs/04_data.ipynb #9b370d58
+# %% ../nbs/04_data.ipynb #6a18b535
 @patch
 def to(self: Source,
     device, # where the photographs, masks and labels shall live, e.g. 'cuda'
@@ -155,7 +155,7 @@ def to(self: Source,
     new.images, new.masks, new.labels = (t.to(device) for t in (self.images, self.masks, self.labels))
     return new
 
-# %% ../nbs/04_data.ipynb #25ccbd63
+# %% ../nbs/04_data.ipynb #5e0eb7d2
 def embedded(
     n=1000, # how many eyes, 1 or more
     seed=0, # which world: another seed, other eyes
@@ -168,7 +168,7 @@ def embedded(
     return Source(torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(masks), labels=torch.as_tensor(labels),
                   names=[f'eye {i}' for i in range(n)], title=f'embedded eyes, seed {seed}')
 
-# %% ../nbs/04_data.ipynb #5c4099bc
+# %% ../nbs/04_data.ipynb #c8872d7f
 def _draw(n, seed, size, workers, progress, step=50):
     "Arrays of `fundus.eyes`, in pieces when a progress bar shall move."
     if n < 1: raise ValueError(f"n={n}: ask for at least one eye")
@@ -181,7 +181,7 @@ def _draw(n, seed, size, workers, progress, step=50):
             bar.update(len(parts[-1][0]))
     return tuple(np.concatenate(arrays) for arrays in zip(*parts))
 
-# %% ../nbs/04_data.ipynb #c0a1e5ca
+# %% ../nbs/04_data.ipynb #b8b2ee56
 def split(
     source, # the Source to split
     valid=0.2, # share of the photographs (between 0 and 1) or their number (1 and more) to keep for validation
@@ -200,7 +200,7 @@ def split(
     if not train or not held: raise ValueError(f"valid={valid}: {len(set(source.groups))} patients cannot be split so that both sides have some; give more patients or another share")
     return torch.tensor(sorted(train)), torch.tensor(sorted(held))
 
-# %% ../nbs/04_data.ipynb #c3421662
+# %% ../nbs/04_data.ipynb #1078bba6
 def _strata(source, seed):
     "Patients by what is known of them (worst label, any mask), shuffled inside each stratum: lists of lists of indices."
     members, strata = {}, {}
@@ -212,7 +212,7 @@ def _strata(source, seed):
     generator = torch.Generator().manual_seed(seed)
     return [[strata[k][i] for i in torch.randperm(len(strata[k]), generator=generator).tolist()] for k in sorted(strata)]
 
-# %% ../nbs/04_data.ipynb #ab1f9f52
+# %% ../nbs/04_data.ipynb #918f6102
 def few(
     indices, # indices to choose from, a LongTensor
     n, # how many, 1 to len(indices)
@@ -224,7 +224,7 @@ def few(
     order = torch.randperm(len(indices), generator=torch.Generator().manual_seed(seed))
     return indices[order[:n]].sort().values
 
-# %% ../nbs/04_data.ipynb #51518ef1
+# %% ../nbs/04_data.ipynb #d58bd358
 def standardise(
     x, # images, (B, 3, H, W) uint8 or float
 ): # float32, mean 0 and deviation 1 in each image
@@ -235,7 +235,7 @@ def standardise(
     deviation = torch.linalg.vector_norm(x, dim=(1, 2, 3), keepdim=True) / math.sqrt(n)
     return x.div_(deviation.clamp_(min=1 / math.sqrt(n)))
 
-# %% ../nbs/04_data.ipynb #7e79fbea
+# %% ../nbs/04_data.ipynb #68ce228c
 def take_window(
     x, # images (B, 3, H, W) or masks (B, H, W), any dtype
     rows, # which row each row of the result comes from, (B, h) int64
@@ -252,7 +252,7 @@ def take_window(
     out = planes.gather(2, index).view(*x.shape[:-2], h, w)
     return out.masked_fill_(~(inside if x.ndim == 3 else inside[:, None]), fill)
 
-# %% ../nbs/04_data.ipynb #df0971d6
+# %% ../nbs/04_data.ipynb #ff7cfa1e
 def window_starts(
     u, # one uniform draw for each image, (B,), 0 to 1
     size, # side of the image, px
@@ -267,7 +267,7 @@ def window_starts(
     low, high = centre - round(strength * (centre + pad)), centre + round(strength * (size - crop + pad - centre))
     return low + (u * (high - low + 1)).long().clamp(max=high - low)
 
-# %% ../nbs/04_data.ipynb #2bcf00dc
+# %% ../nbs/04_data.ipynb #ce047539
 def recolour(
     images, # (B, 3, H, W) uint8
     u, # uniform draws, (B, 3): hue, contrast, saturation of each image
@@ -282,7 +282,7 @@ def recolour(
     mean = x.mean((2, 3), keepdim=True)
     return (255 * (mean + (x - mean) * (1 + contrast.view(-1, 1, 1, 1) / 4))).clamp(0, 255)
 
-# %% ../nbs/04_data.ipynb #7aa8744a
+# %% ../nbs/04_data.ipynb #374f35d0
 class Augment:
     "Random flips, padding and crop, and colour if asked (III), for a whole batch; every draw comes from the generator given."
     def __init__(self,
@@ -296,7 +296,7 @@ class Augment:
         if not 0 <= colour <= 2: raise ValueError(f"colour={colour} must lie between 0 (leave the colours) and 2 (twice the usual)")
         self.crop, self.pad, self.flips, self.colour, self.strength = crop, pad, flips, colour, strength
 
-# %% ../nbs/04_data.ipynb #0b8bea50
+# %% ../nbs/04_data.ipynb #fa70419d
 @patch
 def window(self: Augment,
     u, # uniform draws, (B, 4): row, column, flip up/down, flip left/right
@@ -312,7 +312,7 @@ def window(self: Augment,
         out.append(torch.where(flip, index.flip(1), index))
     return out
 
-# %% ../nbs/04_data.ipynb #7509e429
+# %% ../nbs/04_data.ipynb #c9e2174f
 @patch
 def __call__(self: Augment,
     images, # (B, 3, H, W) uint8
@@ -327,11 +327,11 @@ def __call__(self: Augment,
     x = standardise(take_window(x, rows, columns, fill=0))
     return x, None if masks is None else take_window(masks, rows, columns, fill=255).long()
 
-# %% ../nbs/04_data.ipynb #35fd8c71
+# %% ../nbs/04_data.ipynb #9e0ad597
 Batch = namedtuple('Batch', 'x y index')
 Batch.__doc__ = "x: images, float32, standardised; y: masks or labels, int64; index: which photographs of the source these are, int64."
 
-# %% ../nbs/04_data.ipynb #d29f69b1
+# %% ../nbs/04_data.ipynb #1821b9d5
 class Stream:
     "An endless, shuffled stream of batches for one agent (II-A), with a generator of its own and an exact resume."
     def __init__(self,
@@ -350,7 +350,7 @@ class Stream:
         self.generator = torch.Generator().manual_seed((seed * 2_000_003 + (target == 'label')) % 2**63)
         self.order, self.position, self.epoch = self._shuffled(), 0, 0
 
-# %% ../nbs/04_data.ipynb #66d0dc2c
+# %% ../nbs/04_data.ipynb #8ada68a0
 @patch
 def _shuffled(self: Stream): return self.indices[torch.randperm(len(self.indices), generator=self.generator)]
 
@@ -363,7 +363,7 @@ def _next_index(self: Stream):
         need -= len(parts[-1]); self.position += len(parts[-1])
     return torch.cat(parts)
 
-# %% ../nbs/04_data.ipynb #1b97bba7
+# %% ../nbs/04_data.ipynb #40981bd1
 @patch
 def __iter__(self: Stream): return self
 
@@ -374,7 +374,7 @@ def __next__(self: Stream):
     x, y = self.augment(s.images[at].to(self.device), s.masks[at].to(self.device) if masked else None, self.generator)
     return Batch(x, y if masked else s.labels[at].to(self.device), index)
 
-# %% ../nbs/04_data.ipynb #ae074031
+# %% ../nbs/04_data.ipynb #8a8d589e
 def _check_stream(s):
     "A stream that could not teach anything is refused before training starts."
     n, source = len(s.indices), s.source
@@ -391,7 +391,7 @@ def _check_stream(s):
                          f"pass only indices that are in source.{use}")
     if s.target == 'label': _check_two_labels(source, s.indices)
 
-# %% ../nbs/04_data.ipynb #d3ef868c
+# %% ../nbs/04_data.ipynb #788a6160
 def _check_two_labels(source, indices):
     "One class alone teaches nothing: any classifier is right at once."
     kinds = source.labels.cpu()[indices].unique().tolist()
@@ -399,7 +399,7 @@ def _check_two_labels(source, indices):
         raise ValueError(f"labels: all {len(indices)} photographs of this classifier stream have the one label {kinds[0]} ({source.label_names[kinds[0]]!r}), so there is nothing to tell apart; "
                          "read the set with another label, e.g. label='has_dr' where the grades of the eyes with DR are unknown, or add photographs of another class")
 
-# %% ../nbs/04_data.ipynb #1a909890
+# %% ../nbs/04_data.ipynb #49bb52a6
 @patch
 def state_dict(self: Stream):
     "All that decides what comes next, as tensors and ints."
@@ -415,7 +415,7 @@ def load_state_dict(self: Stream,
     self.generator.set_state(state['generator'].cpu())
     self.order, self.position, self.epoch = state['order'].cpu().clone(), int(state['position']), int(state['epoch'])
 
-# %% ../nbs/04_data.ipynb #7a0efbea
+# %% ../nbs/04_data.ipynb #796b33a8
 def plain_batches(
     source, # the Source to evaluate on
     indices, # which of its photographs, a LongTensor

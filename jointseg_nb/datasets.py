@@ -8,7 +8,7 @@ __all__ = ['ALIASES', 'OTHER_COLORS', 'SMALLEST_FIRST', 'RESIZES', 'LABELS', 'CO
            'read_photo', 'read_mask', 'shrink', 'lesion_peaks', 'merge', 'Entry', 'load', 'read_table', 'parse_label',
            'read_folder', 'read_idrid', 'layout_of', 'read']
 
-# %% ../nbs/05_datasets.ipynb #34795181
+# %% ../nbs/05_datasets.ipynb #304c253e
 import csv
 import os
 import re
@@ -24,7 +24,7 @@ from PIL import Image, ImageOps
 from .data import Source
 from .fundus import GRADES, LESIONS, LESION_COLORS
 
-# %% ../nbs/05_datasets.ipynb #89f7b075
+# %% ../nbs/05_datasets.ipynb #25962526
 @dataclass(frozen=True)
 class Problem:
     "One thing that is wrong with a data set."
@@ -35,7 +35,7 @@ class Problem:
 
     def __str__(self): return f'{self.file}: {self.what}. {self.todo[0].upper() + self.todo[1:]}.'
 
-# %% ../nbs/05_datasets.ipynb #15a93ae4
+# %% ../nbs/05_datasets.ipynb #28dced8d
 class ProblemsError(ValueError):
     "Everything that is wrong with a data set, in one error."
     def __init__(self,
@@ -49,7 +49,7 @@ class ProblemsError(ValueError):
         super().__init__(f"{path}: {n} problem{'s' * (n > 1)} found, nothing was read\n{lines}"
                          + "\nMend them, or pass strict=False to leave these files out." * optional)
 
-# %% ../nbs/05_datasets.ipynb #de56b2f2
+# %% ../nbs/05_datasets.ipynb #1e6966a8
 ALIASES = {
     'hard exudate': 'ex hard_exudate hardexudate exudate',
     'soft exudate': 'se soft_exudate softexudate cotton_wool_spot cws',
@@ -64,7 +64,7 @@ ALIASES = {
 OTHER_COLORS = {'optic disc': (230, 159, 0), 'IRMA': (213, 94, 0), 'new vessels': (120, 94, 240)}
 SMALLEST_FIRST = ('microaneurysm', 'hard exudate', 'drusen', 'haemorrhage', 'soft exudate', 'IRMA', 'new vessels', 'artefact', 'optic disc')
 
-# %% ../nbs/05_datasets.ipynb #285e8ef7
+# %% ../nbs/05_datasets.ipynb #bc28757b
 def class_name(
     folder, # name of a folder or a file's suffix, e.g. 'EX', '1. Microaneurysms', 'HardExudate_Masks'
 ): # e.g. 'hard exudate'; None where the name is not known
@@ -74,7 +74,7 @@ def class_name(
     for name, aliases in ALIASES.items():
         if key in aliases.split() or key.rstrip('s') in aliases.split(): return name
 
-# %% ../nbs/05_datasets.ipynb #c92839bf
+# %% ../nbs/05_datasets.ipynb #0637c9b1
 def class_table(
     classes=None, # None: the seven common classes; names, background first; or {folder: class name}
 ): # (names of the classes, {folder name: class name} of the caller, or {})
@@ -86,13 +86,13 @@ def class_table(
         raise ValueError(f"classes={names}: give distinct names, 'background' first and at least one more, or a dict of folder name to class name")
     return names, {}
 
-# %% ../nbs/05_datasets.ipynb #536856d0
+# %% ../nbs/05_datasets.ipynb #156e27ec
 def class_colors(names):
     "One colour for each class: the package's table, three more for signs it has no class for, greys for the rest."
     known = {**dict(zip(LESIONS, np.asarray(LESION_COLORS).tolist())), **OTHER_COLORS}
     return np.array([known.get(n, [90 + 40 * (i % 4)] * 3) for i, n in enumerate(names)], dtype=np.uint8)
 
-# %% ../nbs/05_datasets.ipynb #be594170
+# %% ../nbs/05_datasets.ipynb #4323057f
 def field_box(
     im, # PIL image, RGB
 ): # (left, upper, right, lower) in pixels of `im`, floats
@@ -109,7 +109,7 @@ def field_box(
     (left, right), (upper, lower) = sides
     return left, upper, right, lower
 
-# %% ../nbs/05_datasets.ipynb #63af3a31
+# %% ../nbs/05_datasets.ipynb #9316ccc2
 def squared(
     im, # PIL image
     box, # part of it to keep, in its pixels
@@ -123,7 +123,7 @@ def squared(
     out.paste(im.resize(inner, resample, box=box), ((size - inner[0]) // 2, (size - inner[1]) // 2))
     return out
 
-# %% ../nbs/05_datasets.ipynb #e607f742
+# %% ../nbs/05_datasets.ipynb #18713ca6
 def read_photo(
     path, # image file
     size, # side of what comes out, px
@@ -141,7 +141,7 @@ def read_photo(
     scale = (im.width, im.height) * 2
     return np.asarray(squared(im, box, size, Image.Resampling.BICUBIC)), tuple(b / s for b, s in zip(box, scale)), full
 
-# %% ../nbs/05_datasets.ipynb #d9e91929
+# %% ../nbs/05_datasets.ipynb #ce13ebbd
 def read_mask(
     path, # mask file: 1-bit, palette, grey 0/1 or 0/255, or colour
 ): # (H, W) bool
@@ -152,7 +152,7 @@ def read_mask(
     level = level.max(2) if level.ndim == 3 else level
     return level > level.max() // 2 if level.max() else level > 0
 
-# %% ../nbs/05_datasets.ipynb #59383dff
+# %% ../nbs/05_datasets.ipynb #34b3e80e
 RESIZES = ('cover', 'nearest', 'any')
 
 def shrink(
@@ -168,7 +168,7 @@ def shrink(
     cover = np.asarray(squared(im, box, size, Image.Resampling.BOX)) / 255.
     return cover > 0 if how == 'any' else (cover >= 0.5) | lesion_peaks(cover)
 
-# %% ../nbs/05_datasets.ipynb #b7e96a52
+# %% ../nbs/05_datasets.ipynb #48a17377
 def lesion_peaks(
     cover, # share of each pixel that the lesion covers, (H, W), 0 to 1
     least=0.05, # less than this is no lesion
@@ -179,7 +179,7 @@ def lesion_peaks(
     around = np.max([p[1 + dy:1 + dy + h, 1 + dx:1 + dx + w] for dy in (-1, 0, 1) for dx in (-1, 0, 1) if dy or dx], axis=0)
     return (cover > least) & (cover >= around) & (around < 0.5)
 
-# %% ../nbs/05_datasets.ipynb #73684ff8
+# %% ../nbs/05_datasets.ipynb #978598de
 def merge(
     masks, # {class name: (H, W) bool}
     names, # names of the classes in the order of their ids
@@ -191,7 +191,7 @@ def merge(
     for name in sorted(masks, key=rank, reverse=True): out[masks[name]] = names.index(name)
     return out
 
-# %% ../nbs/05_datasets.ipynb #57a9fa2b
+# %% ../nbs/05_datasets.ipynb #480d8274
 @dataclass
 class Entry:
     "One photograph of a data set before it is read: where its files are and what its table says."
@@ -202,7 +202,7 @@ class Entry:
     label: int = -1 # -1 = unknown
     group: str | None = None # patient; None: its own
 
-# %% ../nbs/05_datasets.ipynb #3601c81b
+# %% ../nbs/05_datasets.ipynb #b45cd5de
 def _load_entry(entry, names, size, crop_field, how):
     "(photograph, mask, problems) of one entry; None for what could not be read."
     try: image, box, full = read_photo(entry.image, size, crop_field)
@@ -217,7 +217,7 @@ def _load_entry(entry, names, size, crop_field, how):
         except Exception as e: problems.append(Problem(str(file), f'cannot be read as a mask ({_reason(file, e)})', 'replace it, or delete it if the class is absent in this eye'))
     return image, merge(masks, names, size), problems
 
-# %% ../nbs/05_datasets.ipynb #6cfc110a
+# %% ../nbs/05_datasets.ipynb #2d2f272c
 def _reason(file, error):
     "Why a file could not be read, in a few words."
     if not file.exists(): return 'the file is gone'
@@ -225,7 +225,7 @@ def _reason(file, error):
     text = str(error).replace(str(file), file.name).replace(repr(str(file)), file.name)
     return ' '.join(text.split()) or type(error).__name__
 
-# %% ../nbs/05_datasets.ipynb #8236e512
+# %% ../nbs/05_datasets.ipynb #80a43bf1
 def load(
     entries, # list of Entry
     problems=(), # what was wrong before any file was opened
@@ -255,7 +255,7 @@ def load(
     _report(source, len(entries))
     return source
 
-# %% ../nbs/05_datasets.ipynb #c02a88cf
+# %% ../nbs/05_datasets.ipynb #4971fa58
 def _in_threads(job, items, workers, progress, title):
     "Results of `job` in the order of `items`; a thread each for the cores, since decoding frees the interpreter."
     if progress:
@@ -264,7 +264,7 @@ def _in_threads(job, items, workers, progress, title):
         results = pool.map(job, items)
         yield from tqdm(results, total=len(items), desc=str(title)) if progress else results
 
-# %% ../nbs/05_datasets.ipynb #79b81df1
+# %% ../nbs/05_datasets.ipynb #1fc801b9
 def _assemble(good, names, label_names, title):
     "A Source from what was read."
     entries = [g[0] for g in good]
@@ -274,7 +274,7 @@ def _assemble(good, names, label_names, title):
     return Source(images, torch.from_numpy(masks) if any(has_mask) else None, has_mask, torch.tensor([e.label for e in entries]), [e.name for e in entries],
                   [e.group or e.name for e in entries], names, class_colors(names), label_names, title)
 
-# %% ../nbs/05_datasets.ipynb #39550840
+# %% ../nbs/05_datasets.ipynb #0fbf3eb5
 def _report(source, n_entries):
     "Warn of what would surprise later: files left out, labels that teach nothing."
     if source.problems:
@@ -285,14 +285,14 @@ def _report(source, n_entries):
         warnings.warn(f"{source.title}: all {len(source.gradable)} known labels are {kinds[0]} ({source.label_names[kinds[0]]!r}), a classifier cannot learn from these alone; "
                       "try another label, e.g. label='has_dr'", stacklevel=4)
 
-# %% ../nbs/05_datasets.ipynb #d0f3b1c6
+# %% ../nbs/05_datasets.ipynb #7e19884a
 LABELS = {'grade': tuple(GRADES), 'has_dr': ('no DR', 'DR')}
 COLUMNS = {'image': ('image', 'image name', 'id_code', 'file', 'filename', 'name'), 'grade': ('grade', 'retinopathy grade', 'level', 'diagnosis'),
            'has_dr': ('has_dr',), 'patient': ('patient', 'patient id', 'patient_id')}
 UNKNOWN = ('', 'nan', 'na', 'n/a')
 YES_NO = {'0': 0, '0.0': 0, 'no': 0, 'false': 0, 'no dr': 0, '1': 1, '1.0': 1, 'yes': 1, 'true': 1, 'dr': 1}
 
-# %% ../nbs/05_datasets.ipynb #9154f2f6
+# %% ../nbs/05_datasets.ipynb #633a6474
 def read_table(
     path, # CSV file, comma or semicolon
 ): # list of dicts; keys in lower case, 'image', 'grade', 'has_dr', 'patient' where the file calls them otherwise; 'line' counts from 1
@@ -304,7 +304,7 @@ def read_table(
     header = [known.get(h, h) for h in header]
     return [{'line': i, **{h: v.strip() for h, v in zip(header, row) if h}} for i, row in enumerate(rows[1:], 2) if any(v.strip() for v in row)]
 
-# %% ../nbs/05_datasets.ipynb #818607d0
+# %% ../nbs/05_datasets.ipynb #76dae0c4
 def parse_label(
     row, # one row of `read_table`
     label='grade', # 'grade', 'has_dr' or another column
@@ -320,7 +320,7 @@ def parse_label(
     if not 0 <= float(text) < len(names): raise ValueError(f"{label} {row[label]} is out of range; {allowed}")
     return int(float(text))
 
-# %% ../nbs/05_datasets.ipynb #e7c1f22c
+# %% ../nbs/05_datasets.ipynb #87eefa17
 def _parse_has_dr(row):
     "0, 1 or -1; a known grade says it where the column does not, and may not contradict it."
     grade, text = parse_label(row, 'grade'), row.get('has_dr', '').lower()
@@ -329,7 +329,7 @@ def _parse_has_dr(row):
     if grade >= 0 and (grade > 0) != YES_NO[text]: raise ValueError(f"has_dr {row['has_dr']!r} contradicts grade {grade}")
     return YES_NO[text]
 
-# %% ../nbs/05_datasets.ipynb #dcb9768d
+# %% ../nbs/05_datasets.ipynb #d7356cd8
 def _label_names(rows, label, path):
     "Names of the labels: fixed for 'grade' and 'has_dr', else what stands in the column."
     columns = sorted({k for r in rows for k in r} - {'line'})
@@ -341,7 +341,7 @@ def _label_names(rows, label, path):
     numeric = all(re.fullmatch(r'-?\d+(\.\d+)?', v) for v in values)
     return label, tuple(sorted(values, key=float if numeric else str))
 
-# %% ../nbs/05_datasets.ipynb #cf32a0d8
+# %% ../nbs/05_datasets.ipynb #54f6498f
 def _apply_table(entries, rows, label, names, path, problems):
     "Write labels and patients of a table into the entries; what does not fit goes to `problems`. Returns the names known to be free of DR."
     by_name = {k: e for e in entries for k in (e.name.split('/')[-1], e.image.name)}
@@ -358,7 +358,7 @@ def _apply_table(entries, rows, label, names, path, problems):
         except ValueError as e: problems.append(Problem(where, f'{name!r}: {e}', 'correct the value, or leave it empty if it is not known'))
     return normal
 
-# %% ../nbs/05_datasets.ipynb #8752e144
+# %% ../nbs/05_datasets.ipynb #43d347c2
 def _read_labels(path, label, names, entries, problems):
     "A whole table: (names of the labels, names of the entries that are free of DR); a table that cannot be used is a problem like any other."
     try:
@@ -376,7 +376,7 @@ def _rows(path):
     if 'image' not in rows[0]: raise ProblemsError([Problem(str(path), f"has no column 'image', only {', '.join(k for k in rows[0] if k != 'line')}", 'name the column of file names `image`', fatal=True)], path)
     return rows
 
-# %% ../nbs/05_datasets.ipynb #9c97b080
+# %% ../nbs/05_datasets.ipynb #25630b8b
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.tif', '.tiff', '.bmp', '.webp')
 
 def _image_files(folder, problems):
@@ -389,7 +389,7 @@ def _image_files(folder, problems):
         else: out[f.stem] = f
     return out
 
-# %% ../nbs/05_datasets.ipynb #4a76b33e
+# %% ../nbs/05_datasets.ipynb #8e3fe835
 def _attach_masks(folder, entries, classes, problems):
     "Give every entry its mask files from `folder`/CLASS/; classes that are not asked for are passed over."
     names, own = class_table(classes)
@@ -410,7 +410,7 @@ def _attach_class(folder, name, by_name, problems):
         elif name in entry.masks: problems.append(Problem(str(file), f'is a second mask of {name!r} for {entry.name}, beside {entry.masks[name].name}', 'keep one of them'))
         else: entry.masks[name], entry.has_mask = file, True
 
-# %% ../nbs/05_datasets.ipynb #5ce2d4c8
+# %% ../nbs/05_datasets.ipynb #6954365c
 EMPTY = ('normal', 'all', 'never')
 
 def read_folder(
@@ -436,7 +436,7 @@ def read_folder(
     for e in entries: e.has_mask |= empty_masks == 'all' or (empty_masks == 'normal' and (path/'masks').is_dir() and e.name in normal)
     return load(entries, problems, path, classes, names, size, strict, progress=progress, **{'title': path.name, **kwargs})
 
-# %% ../nbs/05_datasets.ipynb #a7344d8f
+# %% ../nbs/05_datasets.ipynb #37e37e37
 def _check_folder(path):
     "The folder is there, is a folder, and has images/."
     todo = 'put the photographs into images/, masks into masks/CLASS/, labels into labels.csv'
@@ -445,7 +445,7 @@ def _check_folder(path):
     if not any(path.iterdir()): raise ProblemsError([Problem(str(path), 'is empty', todo)], path)
     if not (path/'images').is_dir(): raise ProblemsError([Problem(str(path), f"has no folder images/, only {', '.join(sorted(f.name for f in path.iterdir())[:8])}", todo)], path)
 
-# %% ../nbs/05_datasets.ipynb #0ca30250
+# %% ../nbs/05_datasets.ipynb #9f113b08
 def _sub(folder, *words):
     "The one subfolder whose name holds all the words, or None."
     found = [d for d in sorted(folder.iterdir()) if d.is_dir() and all(w in d.name.lower() for w in words)] if folder and folder.is_dir() else []
@@ -458,7 +458,7 @@ def _idrid_parts(path):
     if not any(parts.values()) and _sub(path, 'original images') and _sub(path, 'groundtruths'): parts['grading'] = path
     return {k: v for k, v in parts.items() if v}
 
-# %% ../nbs/05_datasets.ipynb #41666a40
+# %% ../nbs/05_datasets.ipynb #78087299
 def read_idrid(
     path, # folder that holds 'A. Segmentation' and 'B. Disease Grading', or one of these two
     task='segmentation', # 'segmentation', 'grading', or 'both' in one Source
@@ -484,7 +484,7 @@ def read_idrid(
     if not entries: raise ProblemsError(problems, path)
     return load(entries, problems, path, classes, names, size, strict, progress=progress, **{'title': f"IDRiD {' and '.join(tasks)}, {part}", **kwargs})
 
-# %% ../nbs/05_datasets.ipynb #20467017
+# %% ../nbs/05_datasets.ipynb #d4eab491
 def _idrid_entries(folder, task, part, label, classes, names, problems):
     "Entries of one task of IDRiD, named task/part/NAME so that equal numbers stay different eyes."
     entries, images, truths = [], _sub(folder, 'original'), _sub(folder, 'groundtruth')
@@ -511,7 +511,7 @@ def _idrid_grades(truths, part, label, entries, problems):
     if not tables: problems.append(Problem(str(truths), f'has no table of {part}ing labels', 'download the ground truths of the grading part')); return LABELS.get(label, LABELS['grade'])
     return _read_labels(tables[0], label, LABELS.get(label, LABELS['grade']), entries, problems)[0]
 
-# %% ../nbs/05_datasets.ipynb #22a30b5a
+# %% ../nbs/05_datasets.ipynb #a76df999
 def layout_of(
     path, # folder of a data set
 ): # 'folder' or 'idrid'
@@ -525,7 +525,7 @@ def layout_of(
     raise ProblemsError([Problem(str(path), f'has no layout that is known; it holds {there}',
         "looked for images/ (a folder with images/, masks/CLASS/, labels.csv), and for 'A. Segmentation' or 'B. Disease Grading' (IDRiD): check the path or arrange the files so")], path)
 
-# %% ../nbs/05_datasets.ipynb #7de1de2f
+# %% ../nbs/05_datasets.ipynb #d946db09
 def read(
     path, # folder of a data set
     size=256, # side of the photographs, px
