@@ -79,8 +79,8 @@ def train(argv=None):
 # %% ../nbs/16_commands.ipynb #5a8e56d6
 import importlib.util, os, secrets, socket, time
 
-# %% ../nbs/16_commands.ipynb #5b34923e
-LIVE_CELL = '''# Press ▶ in the toolbar (or Shift+Enter): both agents start to learn. Run it again at any time: it finds the same training.
+# %% ../nbs/16_commands.ipynb #c8fcbda8
+LIVE_CELL = '''# Press ▶ above: both agents start to learn. Pressed again, it finds the same training.
 from jointseg_nb.lab import live
 from jointseg_nb.runs import {function}
 session = live(recipe={recipe}{source})
@@ -189,17 +189,18 @@ def check_lab(
     else: recipe(args.recipe)
     if importlib.util.find_spec('jupyterlab') is None: raise ValueError("JupyterLab is not installed; pip install 'jointseg_nb[lab]'")
 
-# %% ../nbs/16_commands.ipynb #26594459
+# %% ../nbs/16_commands.ipynb #42fc357c
 def _lab(args):
     check_lab(args)
     folder, port, token = Path('runs')/'lab', free_port(args.port), os.environ.setdefault('JUPYTER_TOKEN', secrets.token_hex(24))
     path = place_notebook(folder, live_cell(args.data, args.label, args.recipe))
     place_settings(folder)
-    page = f'/lab/tree/{path.as_posix()}'
+    page = f'/doc/tree/{path.as_posix()}'
     print(f'The live panel: http://127.0.0.1:{port}{page}?token={token}\nPress ▶ there. Ctrl-C here ends it.', flush=True)
     from jupyterlab.labapp import main
     main([f'--ServerApp.port={port}', '--ServerApp.port_retries=0', '--ServerApp.ip=127.0.0.1', f'--ServerApp.root_dir={Path.cwd()}', f'--LabApp.default_url={page}',
-          f'--ServerApp.open_browser={not args.no_browser}', '--ServerApp.answer_yes=True', '--ServerApp.log_level=WARN', '--LabApp.news_url='])
+          f'--ServerApp.open_browser={not args.no_browser}', '--ServerApp.answer_yes=True', '--ServerApp.log_level=WARN', '--LabApp.news_url=',
+          '--ServerApp.allow_root=True'])
 
 def lab(argv=None):
     "`jointseg-lab`: open JupyterLab on the live panel."

@@ -245,7 +245,7 @@ def _build(self: Session):
     self._tell('building the network')
     with _BUILDING: setup = set_up(wanted, source, self._given.device)
     setup.trainer.knobs, e = knobs, setup.trainer.engine
-    run = SimpleNamespace(setup=setup, recipe=wanted, scored=setup.valid[:100], picked=pick_eyes(source, setup.valid, self._given.n_eyes))
+    run = SimpleNamespace(setup=setup, recipe=wanted, scored=setup.valid[:64], picked=pick_eyes(source, setup.valid, self._given.n_eyes))
     first = dict(shown=show_eyes(source, run.picked, wanted.crop), engine=f'{e.device} {e.precision}') | self._look(run)
     with self._cv:
         if self._wanted is not wanted: return
@@ -274,7 +274,7 @@ def _look(self: Session, run):
 # %% ../nbs/14_lab.ipynb #d4d2b132
 @patch
 def _score(self: Session, run):
-    "The scores on up to 100 held-out eyes."
+    "The scores on up to 64 held-out eyes."
     t = run.setup.trainer
     with self._scoring: counted = evaluate(t.model, run.setup.source, run.scored, run.recipe.crop, engine=t.engine)
     return dict(scores=MappingProxyType(counted.metrics()), scored=t.step_done)
@@ -629,9 +629,9 @@ def _paint(self: Session):
 
 # %% ../nbs/14_lab.ipynb #01a5224f
 _STYLE = '''<style>
-.jointseg-eyes {image-rendering: pixelated}
 .jointseg .widget-html, .jointseg .widget-html-content {line-height: 1.35; height: auto}
 .jointseg .jointseg-grid button {padding: 0; margin: 1px; min-width: 0; height: 24px; line-height: 22px; font-size: 12px}
+.jointseg .jointseg-agents button {padding: 0; margin: 1px; width: 94px; font-size: 12px; height: 24px; line-height: 22px}
 .jointseg .jointseg-buttons button {padding: 0 2px; margin: 1px; flex: 1 1 0; min-width: 0; width: auto}
 .jointseg .jointseg-log .widget-html-content, .jointseg .jointseg-scores .widget-html-content {font-size: 12px}
 .jointseg-error b {color: #a00; background: #fff0f0; white-space: pre-wrap}
@@ -651,11 +651,10 @@ def _knobs():
         lr_ratio=log(min=-2, max=2, description='ratio r', tooltip='Learning-rate ratio: classifier over segmenter, 1/100 to 100 (III)'),
         label_noise=widgets.FloatSlider(min=0, max=1, step=0.05, description='label noise', tooltip="Fraction of the classifier's labels that are random (II-C)"),
         lr=log(min=-4, max=0, description='lr', tooltip='Base learning rate'),
-        agents=widgets.ToggleButtons(options=['both', 'classifier', 'segmenter'], description='who trains', tooltips=['Both agents', 'The classifier alone', 'The segmenter alone']))
+        agents=widgets.ToggleButtons(options=['both', 'classifier', 'segmenter'], tooltips=['Both agents', 'The classifier alone', 'The segmenter alone']))
     for name, w in made.items():
         _classed(w, name.replace('_', '-')).layout.width = '100%'
         w.style.description_width = '72px'
-    made['agents'].style.button_width = '60px'
     return made
 
 # %% ../nbs/14_lab.ipynb #80b231d3
@@ -694,8 +693,8 @@ class Panel(widgets.VBox):
         self.buttons, self.knobs, self._shape = _buttons(), _knobs(), None
         self.progress = _classed(widgets.IntProgress(layout=dict(width='100%', height='10px')), 'progress')
         self.texts = {k: _classed(widgets.HTML(), k) for k in ('status', 'rates', 'scores', 'grades', 'legend', 'log', 'error')}
-        self.eyes = _classed(widgets.Image(format='png', tooltip='Photograph, truth and prediction of held-out eyes'), 'eyes')
-        self.curves = _classed(widgets.Image(format='png', tooltip='Losses and held-out scores against step'), 'curves')
+        self.eyes = _classed(widgets.Image(format='png'), 'eyes')
+        self.curves = _classed(widgets.Image(format='png'), 'curves')
         self.matrix = widgets.VBox(layout=dict(width='100%'))
         self._arrange()
         self._tie()
@@ -706,12 +705,12 @@ class Panel(widgets.VBox):
 def _arrange(self: Panel):
     "Two columns: what you do on the left, what you see on the right."
     t, k = self.texts, self.knobs
-    for w in (self.eyes, self.curves): w.layout = dict(width='100%', max_width='784px', height='auto', object_fit='contain')
+    for w in (self.eyes, self.curves): w.layout = dict(width='100%', max_width='min(784px, max(520px, 94vh - 285px))', height='auto')
     t['log'].layout = dict(max_height='90px', overflow='auto')
     buttons = _classed(widgets.HBox(tuple(self.buttons.values())), 'buttons')
-    left = widgets.VBox([buttons, self.progress, t['status'], t['error'], k['lr_ratio'], t['rates'], k['lr'], k['label_noise'], k['agents'], self.matrix, t['scores'], t['log']],
+    left = widgets.VBox([buttons, self.progress, t['status'], t['error'], k['lr_ratio'], t['rates'], k['lr'], k['label_noise'], widgets.HTML('<b>who trains</b>'), k['agents'], self.matrix, t['scores'], t['log']],
                         layout=dict(width='288px', flex='0 0 auto'))
-    right = widgets.VBox([t['grades'], self.eyes, t['legend'], self.curves], layout=dict(flex='1 1 0', min_width='0', max_width='800px', padding='0 0 0 10px'))
+    right = widgets.VBox([t['grades'], self.eyes, t['legend'], self.curves], layout=dict(flex='1 1 0', min_width='0', max_width='min(800px, max(536px, 94vh - 269px))', padding='0 0 0 10px'))
     self.children = [widgets.HTML(_STYLE, layout=dict(display='none')), widgets.HBox([left, right])]
     self.add_class('jointseg')
 
