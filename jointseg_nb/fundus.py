@@ -106,7 +106,7 @@ def circle(t):
     "Points (..., 2) of the unit circle at angles t, in turns."
     return np.stack([cos_turns(t), sin_turns(t)], -1)
 
-# %% ../nbs/00_fundus.ipynb #de9cea6c
+# %% ../nbs/00_fundus.ipynb #cf548611
 def anatomy(
     d, # `Dice` of this part
 ): # namespace: places and sizes in radii of the field
@@ -123,7 +123,7 @@ def anatomy(
     a.atrophy = d.u(.1, .5) if d.chance(.25) else 0.
     return a
 
-# %% ../nbs/00_fundus.ipynb #fea02070
+# %% ../nbs/00_fundus.ipynb #e7bae4ee
 def bezier(p, n=56):
     "Cubic Bezier curves: control points (..., 4, 2) to paths (..., n, 2)."
     t = (np.arange(n) / (n - 1))[:, None]
@@ -138,7 +138,7 @@ def wiggle(d, m, n, waves=(.9, 2.2, 5.)):
         w = w + size * (sin_turns(freq * t + phase) - sin_turns(phase)) / (.6 + .4 * f)
     return w
 
-# %% ../nbs/00_fundus.ipynb #99c69711
+# %% ../nbs/00_fundus.ipynb #9fb96fd2
 def trunk_controls(d, a, up):
     "Control points of the four trunks on one side of the disc (up = -1 or 1), for one artery or vein."
     o, f, j = a.disc + np.array([d.u(-.01, .05), up * d.u(0., .05)]), a.fovea, lambda m=.05: d.u(-m, m, 2)
@@ -148,7 +148,7 @@ def trunk_controls(d, a, up):
             [o, go(a.disc, d.u(.05, .15), d.u(.05, .2)), go(a.disc, .25, d.u(.15, .45)) + j(), go(a.disc, .55, d.u(.2, .9)) + j(.1)],
             [o, go(a.disc, d.u(-.2, -.1), d.u(0., .1)), go(a.disc, -.3, d.u(.05, .2)) + j(), go(f, d.u(.1, .3), d.u(.1, .3)) + j()]]
 
-# %% ../nbs/00_fundus.ipynb #2863b49b
+# %% ../nbs/00_fundus.ipynb #6e3b6eac
 def trunks(d, a):
     "The 16 great vessels: paths (16, 56, 2), radii (16, 56), and which are veins."
     ctl, r0, vein = [], [], []
@@ -163,7 +163,7 @@ def trunks(d, a):
     p[:, 1:] = p[:, 1:] + sideways * ((.008 + 1.6 * a.tortuous) * wiggle(d, len(p), p.shape[1]))[:, 1:, None]
     return p, np.array(r0)[:, None] * (1. - .55 * np.arange(56) / 55.), np.array(vein)
 
-# %% ../nbs/00_fundus.ipynb #20ed1d3a
+# %% ../nbs/00_fundus.ipynb #feed9d75
 def branches(d, a, parents, per, length, ratio, n=28):
     "The next generation: `per` branches on each parent, about `length` long and `ratio` (lo, hi) as thick."
     pts, rad, vein = parents
@@ -179,7 +179,7 @@ def branches(d, a, parents, per, length, ratio, n=28):
     path = pts[row, i].reshape(-1, 1, 2) + np.cumsum(step, 1) * (L / n)
     return path, rad[row, i].reshape(-1, 1) * d.u(*ratio, (nb, 1)) * (1. - .6 * t), np.repeat(vein, per)
 
-# %% ../nbs/00_fundus.ipynb #c133797f
+# %% ../nbs/00_fundus.ipynb #8445fb70
 def vessel_tree(
     d, # `Dice` of this part
     a, # `anatomy` of the eye
@@ -193,7 +193,7 @@ def vessel_tree(
         return clamp((np.sqrt(v[..., 0] * v[..., 0] + v[..., 1] * v[..., 1]) - .09) / .08)
     return [(p, r * fade(p), v) for p, r, v in gens]
 
-# %% ../nbs/00_fundus.ipynb #27444aa2
+# %% ../nbs/00_fundus.ipynb #a329ea7b
 COLS = ('cls', 'lesion', 'x', 'y', 'a', 'b', 'ux', 'uy', 'wob', 'ph', 'soft', 'alpha', 'cut', 'minpx')
 
 def parts(cls, lesion, xy, a, b=None, axis=None, wob=0., ph=0., soft=.15, alpha=.8, cut=-9., minpx=1.):
@@ -207,7 +207,7 @@ def parts(cls, lesion, xy, a, b=None, axis=None, wob=0., ph=0., soft=.15, alpha=
 
 NOTHING = np.zeros((0, len(COLS)))
 
-# %% ../nbs/00_fundus.ipynb #ac2f8665
+# %% ../nbs/00_fundus.ipynb #ab14345a
 def inside(a, xy):
     "True where points (..., 2) may carry a lesion: in the field, off the disc."
     x, y, v = xy[..., 0], xy[..., 1], xy - a.disc
@@ -224,7 +224,7 @@ def quadrant(a, xy):
     "Quadrant of points (..., 2): 0 upper nasal, 1 upper temporal, 2 lower nasal, 3 lower temporal."
     return (xy[..., 0] < a.fovea[0]) * 1 + (xy[..., 1] > a.fovea[1]) * 2
 
-# %% ../nbs/00_fundus.ipynb #702e83b1
+# %% ../nbs/00_fundus.ipynb #4918b529
 def near(d, a, n, centre, spread, inner=0.):
     "n places within `spread` of a centre, denser toward it."
     t, r = d.u(n=(12, n)), inner + (spread - inner) * d.u(n=(12, n))
@@ -245,13 +245,13 @@ def along_vessels(d, a, tree, n, off=0., arcades=False):
     cand = p[i, j] + np.stack([-tan[..., 1], tan[..., 0]], -1) * aside[..., None]
     return choose(a, cand), tan[np.argmax(inside(a, cand), 0), np.arange(n)]
 
-# %% ../nbs/00_fundus.ipynb #df88e334
+# %% ../nbs/00_fundus.ipynb #52357737
 def microaneurysms(d, a, n):
     "n tiny red dots."
     xy = near(d, a, n, a.fovea, .75, .06)
     return parts(4, np.arange(n), xy, d.u(.009, .014, n), wob=.1, ph=d.u(n=n), soft=.35, alpha=d.u(.6, .95, n), minpx=1.15)
 
-# %% ../nbs/00_fundus.ipynb #ae4aa716
+# %% ../nbs/00_fundus.ipynb #974ba953
 def haemorrhages(d, a, q):
     "Dots and blots, one in each of the quadrants q (n,)."
     n = len(q)
@@ -264,7 +264,7 @@ def haemorrhages(d, a, q):
     lobe = parts(3, np.arange(n), at, r * d.u(.4, .8, n), r * .5, circle(d.u(n=n)), ph=d.u(n=n), alpha=alpha * .9, minpx=.9, **look)
     return np.concatenate([body, lobe[blot]])
 
-# %% ../nbs/00_fundus.ipynb #62a2f7d3
+# %% ../nbs/00_fundus.ipynb #599ecc8c
 def flames(d, a, tree, n):
     "n flame-shaped haemorrhages beside vessels."
     xy, tan = along_vessels(d, a, tree, n, .03)
@@ -280,7 +280,7 @@ def preretinal(d, a):
     c, w = near(d, a, 1, a.fovea + np.array([0., .25]), .5, .2)[0], d.u(.14, .26)
     return parts(3, 0, c, w, w * d.u(.45, .7), wob=.06, ph=d.u(), soft=.08, alpha=d.u(.85, 1.), cut=d.u(-.1, .1), minpx=2.)
 
-# %% ../nbs/00_fundus.ipynb #7203ef87
+# %% ../nbs/00_fundus.ipynb #bd2b236e
 def hard_exudates(d, a):
     "One cluster of yellow specks, or part of a ring."
     c, n = near(d, a, 1, a.fovea, .5, .08)[0], d.int(10, 34)
@@ -293,7 +293,7 @@ def hard_exudates(d, a):
     r, alpha = .007 + .025 * q * q * q, d.u(.5, 1.) * d.u(.7, 1., n)
     return parts(1, np.arange(n), xy, r, r * d.u(.6, 1., n), circle(d.u(n=n)), .22, d.u(n=n), .12, alpha, minpx=1.05)
 
-# %% ../nbs/00_fundus.ipynb #a42ade1b
+# %% ../nbs/00_fundus.ipynb #a85e3b89
 def soft_exudates(d, a, tree, n):
     "n fluffy pale spots beside the arcades, three overlapping parts each."
     xy, tan = along_vessels(d, a, tree, n, .09, arcades=True)
@@ -309,7 +309,7 @@ def drusen(d, a):
     xy, q = near(d, a, n, a.fovea + d.u(-.1, .1, 2), d.u(.25, .5)), d.u(n=n)
     return parts(5, np.arange(n), xy, .012 + big * q * q, wob=.2, ph=d.u(n=n), soft=.7, alpha=d.u(.35, .8) * d.u(.7, 1.1, n), minpx=1.2)
 
-# %% ../nbs/00_fundus.ipynb #fcda3b55
+# %% ../nbs/00_fundus.ipynb #2edfd860
 def dust(d, a):
     "One to four round specks, dark or bright."
     n = d.int(1, 4)
@@ -333,7 +333,7 @@ def artefacts(d, a):
     glare = (d.u(), d.u(.95, 1.15), d.u(.10, .34), d.u(.35, .8)) if d.chance(.18) else None
     return np.concatenate(rows + [NOTHING]), glare
 
-# %% ../nbs/00_fundus.ipynb #e8a23786
+# %% ../nbs/00_fundus.ipynb #a1ce0186
 def squiggles(d, centre, n, length, curl, r, weight, k=24):
     "n curling fine vessels out of `centre`: paths (n, k, 2), radii (n, k), weight."
     t = np.arange(k) / (k - 1)
@@ -341,7 +341,7 @@ def squiggles(d, centre, n, length, curl, r, weight, k=24):
     path = np.asarray(centre) + np.cumsum(circle(turn), 1) * (length * d.u(.5, 1.2, (n, 1, 1)) / k)
     return path, r * d.u(.7, 1.2, (n, 1)) * (1. - .4 * t), weight
 
-# %% ../nbs/00_fundus.ipynb #dfcc4725
+# %% ../nbs/00_fundus.ipynb #05938301
 GRADE_SHARE = (.30, .15, .25, .15, .15)
 
 def background_signs(d, p):
@@ -365,7 +365,7 @@ def proliferative_signs(d, p):
     p.other_vessels = d.int(1, 2) if way == 1 or d.chance(.3) else 0
     p.boat = way == 2 or d.chance(.3)
 
-# %% ../nbs/00_fundus.ipynb #d000e15e
+# %% ../nbs/00_fundus.ipynb #3bcdcd13
 def disease_plan(
     d, # `Dice` of this part
 ): # namespace: how many of each sign to draw
@@ -378,7 +378,7 @@ def disease_plan(
     if p.grade == 4: proliferative_signs(d, p)
     return p
 
-# %% ../nbs/00_fundus.ipynb #9048ad1b
+# %% ../nbs/00_fundus.ipynb #032b3417
 def draw_disease(d, a, tree, p):
     "The signs of a plan: groups of lesion parts, fine strokes, and the places of the signs that are strokes."
     groups = [haemorrhages(d, a, np.repeat(np.arange(4), p.he)), flames(d, a, tree, p.flames), soft_exudates(d, a, tree, p.se)]
@@ -392,7 +392,7 @@ def draw_disease(d, a, tree, p):
     places = {'IRMA': irma, 'new vessels': new, 'preretinal haemorrhage': [b[0, 2:4] for b in boats]}
     return groups, boats, fine, places
 
-# %% ../nbs/00_fundus.ipynb #a4ca2ad2
+# %% ../nbs/00_fundus.ipynb #9c026de3
 def tally(a, groups, places, beading):
     "Counts of every sign in the four quadrants, from the places where it was drawn."
     n = {s: np.zeros(4, int) for s in SIGNS}
@@ -405,7 +405,7 @@ def tally(a, groups, places, beading):
     n['venous beading'][list(beading)] = 1
     return {s: tuple(v.tolist()) for s, v in n.items()}
 
-# %% ../nbs/00_fundus.ipynb #4273769a
+# %% ../nbs/00_fundus.ipynb #dca2e7cd
 PALETTE = np.array([(196, 92, 12), (182, 86, 8), (150, 66, 8), (204, 102, 50),
                     (206, 118, 78), (136, 50, 8), (116, 54, 36), (196, 108, 14)], float)
 
@@ -428,7 +428,7 @@ def camera(d):
     c.sheen = d.u(.05, .35) if d.chance(.4) else 0.
     return c
 
-# %% ../nbs/00_fundus.ipynb #d1193801
+# %% ../nbs/00_fundus.ipynb #f8ab116d
 def choroid_vessels(d, n=34, k=28):
     "Broad pale strokes all over: paths, radii, weights."
     t = np.arange(k) / (k - 1)
@@ -443,7 +443,7 @@ def nerve_fibres(d, tree, n=70):
     path = p[i, 3:27] + d.u(-.16, .16, (n, 1, 2)) * (.3 + t)[:, None]
     return path, d.u(.004, .011, (n, 1)) * (.5 + t), d.u(.2, 1., (n, 1)) * bump((2. * t - 1.) * (2. * t - 1.))
 
-# %% ../nbs/00_fundus.ipynb #4629dfe9
+# %% ../nbs/00_fundus.ipynb #a0045137
 def scene(
     index, # number of the eye in its set
     seed=0, # seed of the set
@@ -464,7 +464,7 @@ def scene(
     s.streaks += [(4, nerve_fibres(d[6], s.tree))] if c.sheen else []
     return s
 
-# %% ../nbs/00_fundus.ipynb #86911881
+# %% ../nbs/00_fundus.ipynb #f116d618
 def value_noise(lattice, n):
     "Smooth noise (n, n) from a square lattice of heights."
     k = len(lattice) - 2
@@ -486,7 +486,7 @@ def glow(img, cover, colour):
     "Mix toward a colour where a pale deposit covers."
     return img + (rgb(*colour) - img) * cover
 
-# %% ../nbs/00_fundus.ipynb #753ada9a
+# %% ../nbs/00_fundus.ipynb #58177414
 def retina(s, n):
     "The bare retina (3, n, n) with its macula, and the coordinates x (1, n) and y (n, 1)."
     a, c = s.anatomy, s.camera
@@ -501,7 +501,7 @@ def retina(s, n):
     dark = a.macula_dark * (.6 * bump(d2 / (4. * m2)) + .5 * bump(d2 / (.6 * m2)))
     return img * (1. - rgb(.75, 1., 1.) * dark) + bump(d2 / .0012) * 90. * a.reflex, x, y
 
-# %% ../nbs/00_fundus.ipynb #16379489
+# %% ../nbs/00_fundus.ipynb #bbb79012
 def add_disc(img, s, x, y):
     "The optic disc: a soft rim, a paler cup, a halo and sometimes a pale crescent."
     a, base = s.anatomy, s.camera.base
@@ -515,7 +515,7 @@ def add_disc(img, s, x, y):
     img = glow(img, .92 * rim, pale)
     return glow(img, .8 * cup * rim, np.minimum(base * 1.15 + np.array([72., 104., 40.]), 254.))
 
-# %% ../nbs/00_fundus.ipynb #6f227e43
+# %% ../nbs/00_fundus.ipynb #033bf564
 def densify(path, rad, weight, layer, gap):
     "Rows x, y, radius, weight, layer (5, p) no farther apart than `gap` along paths (m, k, 2)."
     cols = np.stack([path[..., 0], path[..., 1], rad, np.broadcast_to(weight, rad.shape)])
@@ -526,7 +526,7 @@ def densify(path, rad, weight, layer, gap):
     lay = np.broadcast_to(np.asarray(layer, float).reshape(-1, 1), (rad.shape[0], rad.shape[1] - 1)).reshape(-1)
     return np.concatenate([a[:, which] + v[:, which] * t, lay[which][None]])
 
-# %% ../nbs/00_fundus.ipynb #4761a530
+# %% ../nbs/00_fundus.ipynb #5f08d46a
 def stamp(out, rows, px):
     "Press soft discs onto the maps out (layers, n, n), keeping the stronger; px is the size of a pixel."
     n = out.shape[1]
@@ -547,7 +547,7 @@ def stamp(out, rows, px):
             np.maximum.at(out.reshape(-1), at.reshape(-1), cover.reshape(-1))
     return out
 
-# %% ../nbs/00_fundus.ipynb #37b99224
+# %% ../nbs/00_fundus.ipynb #47bacfec
 def beaded(s, p, r, vein, px):
     "Radii of the trunks with the veins of the beaded quadrants swelling and narrowing."
     hit = np.isin(quadrant(s.anatomy, p), s.beading) & vein[:, None]
@@ -568,7 +568,7 @@ def stroke_maps(s, n, px, lesions=True):
     rows[0] *= s.anatomy.side
     return stamp(np.zeros((6, n, n)), rows, px)
 
-# %% ../nbs/00_fundus.ipynb #4914544e
+# %% ../nbs/00_fundus.ipynb #5caceadb
 def wobbly(dx, dy, c):
     "Distance from the centres of parts, 1 on their bent outlines; c holds their columns, shaped (m, 1, 1)."
     u, v = (dx * c['ux'] + dy * c['uy']) / c['a'], (dy * c['ux'] - dx * c['uy']) / c['b']
@@ -580,7 +580,7 @@ def wobbly(dx, dy, c):
     bend = .4 * (c3 * cp - s3 * sp) + .3 * cp * (c3 * s2 + s3 * c2) + .45 * sp * c2
     return rho / (1. + c['wob'] * bend)
 
-# %% ../nbs/00_fundus.ipynb #739ce19b
+# %% ../nbs/00_fundus.ipynb #c69737a3
 def patches(c, ss, h):
     "Grids of parts in patches of 2h + 1 final pixels: fine positions ix, iy, cover, and mask pixels."
     w = 2 * h + 1
@@ -596,7 +596,7 @@ def patches(c, ss, h):
     on = (hard * 2 > ss * ss) | ((hard == most) & (most * 2 <= ss * ss) & (most > 0))
     return ix, iy, cover * cover * (3. - 2. * cover), x0[:, None] + np.arange(w), y0[:, None] + np.arange(w), on
 
-# %% ../nbs/00_fundus.ipynb #4e36d3a5
+# %% ../nbs/00_fundus.ipynb #760297a8
 def splat(rows, side, size, ss, px, paint, keys):
     "Draw parts: their cover into paint (7 classes, light and dark, n, n), their rank into keys (size, size)."
     n, c = size * ss, dict(zip(COLS, rows.T))
@@ -616,7 +616,7 @@ def splat(rows, side, size, ss, px, paint, keys):
         k, i, j = np.nonzero(on)
         np.maximum.at(keys.reshape(-1), gy[k, i] * size + gx[k, j], s[k] + 1)
 
-# %% ../nbs/00_fundus.ipynb #4dd9f5ef
+# %% ../nbs/00_fundus.ipynb #5d403187
 def lesion_maps(s, size, ss, px, lesions=True):
     "Cover of each class, light and dark (7, 2, n, n), and the class mask (size, size)."
     paint, keys = np.zeros((7, 2, size * ss, size * ss)), np.zeros((size, size), np.int64)
@@ -626,7 +626,7 @@ def lesion_maps(s, size, ss, px, lesions=True):
     if len(rows): splat(rows, s.anatomy.side, size, ss, px, paint, keys)
     return paint, np.concatenate([[0], rows[:, 0]]).astype(np.uint8)[keys]
 
-# %% ../nbs/00_fundus.ipynb #b6a50f14
+# %% ../nbs/00_fundus.ipynb #10adc084
 ARTERY, VEIN, BLOOD = (.09, .34, .27), (.22, .52, .38), (.29, .56, .41)
 
 def add_vessels(img, s, maps):
@@ -646,7 +646,7 @@ def add_lesions(img, s, paint):
         img = glow(img, paint[k, 0], np.minimum(base * mul + np.array(add), 252.))
     return tint(img, np.maximum(paint[3, 0], paint[4, 0]), BLOOD, s.camera.blood)
 
-# %% ../nbs/00_fundus.ipynb #5d4186fd
+# %% ../nbs/00_fundus.ipynb #bde2d596
 def blur(img, sigma):
     "Repeated 1-2-1 smoothing of (3, n, n) to about `sigma` pixels, the last pass in part."
     left = 2. * sigma * sigma
@@ -676,7 +676,7 @@ def light(img, s, x, y, paint):
     if not s.glare: return img
     return glow(img, clamp(glare_cover(s, x, y) * 4. + .5) * (.7 * s.glare[3]), c.base * .95 + np.array([48., 78., 58.]))
 
-# %% ../nbs/00_fundus.ipynb #d22d0d6e
+# %% ../nbs/00_fundus.ipynb #77533f17
 def field_stop(s, x, y, size):
     "What the camera lets through (n, n): a disc, perhaps cut above and below, perhaps with a notch."
     c, r = s.camera, np.sqrt(x * x + y * y)
@@ -690,7 +690,7 @@ def mean_blocks(img, ss):
     "Average blocks of ss x ss pixels of (..., n, n)."
     return img if ss == 1 else sum(img[..., i::ss, j::ss] for i in range(ss) for j in range(ss)) / (ss * ss)
 
-# %% ../nbs/00_fundus.ipynb #cb45e38f
+# %% ../nbs/00_fundus.ipynb #a37b394f
 def photograph(
     s, # `scene`
     size, # side of the picture in pixels
@@ -711,7 +711,7 @@ def photograph(
     img = np.floor(clamp(img + .5, 0., 255.)).astype(np.uint8)
     return np.ascontiguousarray(img.transpose(1, 2, 0)), np.where(seen, mask, 0).astype(np.uint8)
 
-# %% ../nbs/00_fundus.ipynb #33dbfe9e
+# %% ../nbs/00_fundus.ipynb #ab9c241e
 @dataclass(frozen=True, eq=False)
 class Eye:
     "One photograph and its truth."
@@ -726,14 +726,14 @@ class Eye:
 
     def __repr__(self): return f'Eye(index={self.index}, seed={self.seed}, size={self.size}, {self.laterality}, {GRADES[self.grade]})'
 
-# %% ../nbs/00_fundus.ipynb #6b886a81
+# %% ../nbs/00_fundus.ipynb #c429d5b3
 def _whole(name, value, lo, hi):
     "ValueError unless value is a whole number from lo to hi."
     if isinstance(value, (bool, np.bool_)) or not hasattr(value, '__index__') or not lo <= value <= hi:
         raise ValueError(f'{name}={value!r}: give a whole number from {lo} to {hi}')
     return int(value)
 
-# %% ../nbs/00_fundus.ipynb #b41de983
+# %% ../nbs/00_fundus.ipynb #635cdfe5
 def eye(
     index, # number of the eye in its set, 0 or more
     seed=0, # seed of the set, 0 or more
@@ -746,12 +746,12 @@ def eye(
     image, mask = photograph(s, size, lesions)
     return Eye(image, mask, s.grade, index, seed, size, 'right' if s.anatomy.side > 0 else 'left', s.counts)
 
-# %% ../nbs/00_fundus.ipynb #0d37188f
+# %% ../nbs/00_fundus.ipynb #839ca1ff
 def _arrays(index, seed, size, lesions):
     e = eye(index, seed, size, lesions)
     return e.image, e.mask, e.grade
 
-# %% ../nbs/00_fundus.ipynb #32be52e1
+# %% ../nbs/00_fundus.ipynb #7194f684
 def eyes(
     n, # how many, 1 or more
     seed=0, # seed of the set
@@ -769,7 +769,7 @@ def eyes(
     images, masks, grades = zip(*out)
     return np.stack(images), np.stack(masks), np.array(grades, np.int64)
 
-# %% ../nbs/00_fundus.ipynb #4b597cb6
+# %% ../nbs/00_fundus.ipynb #b4c472b2
 def write_eye(path, e):
     "One eye into a folder: its photograph, and a 1-bit mask for each class that is there. Returns its row of the table."
     name = f'eye_{e.index:04d}.png'
@@ -781,7 +781,7 @@ def write_eye(path, e):
     Image.fromarray(e.image).save(path / 'images' / name)
     return name, e.grade, int(e.grade > 0)
 
-# %% ../nbs/00_fundus.ipynb #e4c96838
+# %% ../nbs/00_fundus.ipynb #30efefe1
 def write_folder(
     path, # folder to write; made if it is not there, refused if it holds images already
     n=12, # how many eyes, 1 or more
@@ -798,7 +798,7 @@ def write_folder(
         csv.writer(f, lineterminator='\n').writerows([('image', 'grade', 'has_dr'), *rows])
     return path
 
-# %% ../nbs/00_fundus.ipynb #6df18443
+# %% ../nbs/00_fundus.ipynb #dff9c6bb
 def _vector_units():
     "Names of the vector units that numpy found beyond its baseline, as NPY_DISABLE_CPU_FEATURES wants them."
     from numpy._core import _multiarray_umath as m
