@@ -329,11 +329,18 @@ def _parse_has_dr(row):
     if grade >= 0 and (grade > 0) != YES_NO[text]: raise ValueError(f"has_dr {row['has_dr']!r} contradicts grade {grade}")
     return YES_NO[text]
 
+# %% ../nbs/05_datasets.ipynb #3e37c661
+def _telling_label(rows):
+    "'grade', or 'has_dr' where all known grades are alike and that column is there."
+    grades = {r.get('grade', '').lower() for r in rows} - set(UNKNOWN)
+    return 'has_dr' if len(grades) < 2 and any('has_dr' in r for r in rows) else 'grade'
+
+
 # %% ../nbs/05_datasets.ipynb #d7356cd8
 def _label_names(rows, label, path):
     "Names of the labels: fixed for 'grade' and 'has_dr', else what stands in the column."
     columns = sorted({k for r in rows for k in r} - {'line'})
-    label = ' '.join(label.split()).lower()
+    label = _telling_label(rows) if label == 'auto' else ' '.join(label.split()).lower()
     if label not in columns and not (label == 'has_dr' and 'grade' in columns):
         raise ProblemsError([Problem(str(path), f'has no column {label!r}', f"pass label= one of its columns: {', '.join(columns)}", fatal=True)], path)
     if label in LABELS: return label, LABELS[label]
@@ -416,7 +423,7 @@ EMPTY = ('normal', 'all', 'never')
 def read_folder(
     path, # folder with images/, masks/CLASS/ and labels.csv
     size=256, # side of the photographs, px
-    label='grade', # column of labels.csv: 'grade' (5 classes), 'has_dr' (2), or any other
+    label='auto', # 'grade' (5 classes), 'has_dr' (2), any other column, or 'auto': the grade, or 'has_dr' where the grade cannot teach
     classes=None, # mask classes, background first; or {folder: class}; None: the seven common ones
     strict=True, # raise on any problem; False: leave those files out and say how many
     progress=False, # show a progress bar
@@ -463,7 +470,7 @@ def read_idrid(
     path, # folder that holds 'A. Segmentation' and 'B. Disease Grading', or one of these two
     task='segmentation', # 'segmentation', 'grading', or 'both' in one Source
     size=256, # side of the photographs, px
-    label='grade', # 'grade', 'has_dr', or 'risk of macular edema'
+    label='auto', # 'grade', 'has_dr', 'risk of macular edema', or 'auto': see `read_folder`
     classes=None, # mask classes, see `class_table`; ('background', 'optic disc') reads the discs
     part='train', # 'train' or 'test' as published, or 'all' that is there
     strict=True, # raise on any problem; False: leave those files out and say how many
@@ -529,7 +536,7 @@ def layout_of(
 def read(
     path, # folder of a data set
     size=256, # side of the photographs, px
-    label='grade', # 'grade', 'has_dr' or another column
+    label='auto', # 'grade', 'has_dr', another column, or 'auto': see `read_folder`
     **kwargs, # classes, strict, progress, empty_masks, mask_resize, ...: see `read_folder` and `read_idrid`
 ): # Source
     "Look at the folder, pick the reader, read it."
