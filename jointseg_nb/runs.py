@@ -100,8 +100,8 @@ def recipe_from_json(
 # %% ../nbs/08_runs.ipynb #d29c1c3d
 RECIPES = dict(
     paper=Recipe(),
-    pocket=Recipe(name='pocket', size=64, crop=64, pad=6, colour=0.1, net='small', steps=400, lr=0.1, lr_ratio=0.1, ratio_on='shared',
-                  clf_batch=16, seg_batch=16, weight_power=0.25),
+    pocket=Recipe(name='pocket', size=64, crop=64, pad=6, colour=0.1, net='small', steps=600, lr=0.2, lr_ratio=0.1, ratio_on='shared',
+                  clf_batch=8, seg_batch=16, weight_power=0.4),
 )
 
 # %% ../nbs/08_runs.ipynb #5c6e5da2
@@ -143,22 +143,21 @@ RUN_FILES = ('recipe.json', 'history.csv', 'metrics.json', 'model.safetensors', 
 
 # %% ../nbs/08_runs.ipynb #40007115
 class Run:
-    "The folder of one training: opened empty, filled while it runs."
+    "The folder of one training; nothing is touched before `start`."
     def __init__(self,
         path,              # the folder; made if absent
         overwrite=False,   # may it hold an earlier run?
     ):
         self.path = Path(path)
-        earlier = (self.path/'recipe.json').exists()
-        if earlier and not overwrite:
+        if (self.path/'recipe.json').exists() and not overwrite:
             raise ValueError(f"out={str(path)!r} already holds a run; name another folder, or say overwrite to replace it")
-        if earlier:
-            for name in RUN_FILES: (self.path/name).unlink(missing_ok=True)
-        self.path.mkdir(parents=True, exist_ok=True)
         self.rows = []
 
     def start(self, recipe):
-        "Write the recipe and the head of the history."
+        "Take the place of an earlier run; write the recipe and the head of the history."
+        if (self.path/'recipe.json').exists():
+            for name in RUN_FILES: (self.path/name).unlink(missing_ok=True)
+        self.path.mkdir(parents=True, exist_ok=True)
         write_atomic(self.path/'recipe.json', recipe_to_json(recipe))
         with open(self.path/'history.csv', 'w', newline='') as f: csv.writer(f).writerow(COLUMNS)
 

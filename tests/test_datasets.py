@@ -322,12 +322,12 @@ def test_idrid_with_a_row_too_many_and_one_too_few(tmp_path, eyes):
 
 @real
 def test_idrid512():
-    s = read(DATA/'idrid512', 64, 'has_dr')
+    s = read(DATA/'idrid512', 64)
     assert len(s) == 100 and s.labels.bincount().tolist() == [60, 40] and len(s.segmentable) == 100
     assert len(read_folder(DATA/'idrid512', 64, 'has_dr', empty_masks='never').segmentable) == 40
     shares = torch.bincount(s.masks[s.labels == 1].flatten(), minlength=7)
     assert (shares[1:5] > 0).all() and (shares[5:] == 0).all() and (s.masks[s.labels == 0] == 0).all()
-    with pytest.warns(UserWarning, match='all 60 known labels are 0'): graded = read(DATA/'idrid512', 64)
+    with pytest.warns(UserWarning, match='all 60 known labels are 0'): graded = read(DATA/'idrid512', 64, 'grade')
     with pytest.raises(ValueError, match='has_dr'): Stream(graded, graded.gradable, 8, target='label')
 
 
