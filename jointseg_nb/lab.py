@@ -5,22 +5,22 @@
 # %% auto #0
 __all__ = ['STATES', 'Shown', 'Snapshot', 'pick_eyes', 'show_eyes', 'Pace', 'thin', 'attention_table', 'Session', 'Stopped',
            'eyes_view', 'grades_view', 'legend_view', 'status_view', 'rates_view', 'scores_view', 'describe',
-           'log_view', 'Pictures', 'Panel', 'live']
+           'log_view', 'Pictures', 'Painter', 'Panel', 'live']
 
-# %% ../nbs/14_lab.ipynb #093a0856
+# %% ../nbs/14_lab.ipynb #96e27985
 import html, io, threading, time, warnings
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType, SimpleNamespace
 
-# %% ../nbs/14_lab.ipynb #43287923
+# %% ../nbs/14_lab.ipynb #708f2709
 import numpy as np
 import torch
 from fastcore.basics import patch
 from PIL import Image
 import ipywidgets as widgets
 
-# %% ../nbs/14_lab.ipynb #79c1f851
+# %% ../nbs/14_lab.ipynb #c33c96a4
 from .agents import SIZES
 from .attention import attention_ratio, possible_switches
 from .cooperate import LIVE, Knobs, rates, set_up
@@ -31,7 +31,7 @@ from .figures import curves, film_frame
 from .fundus import eyes
 from .runs import recipe
 
-# %% ../nbs/14_lab.ipynb #e5c3ec32
+# %% ../nbs/14_lab.ipynb #b070e815
 @dataclass(frozen=True)
 class Shown:
     "The held-out eyes that a panel shows, and what is true of them."
@@ -41,10 +41,10 @@ class Shown:
     mask_classes: tuple  # names, background first
     mask_colors: np.ndarray  # (n_classes,3) uint8
 
-# %% ../nbs/14_lab.ipynb #2f614655
+# %% ../nbs/14_lab.ipynb #053e89cc
 STATES = ('ready', 'preparing', 'running', 'paused', 'stopped', 'finished', 'failed')
 
-# %% ../nbs/14_lab.ipynb #be58e238
+# %% ../nbs/14_lab.ipynb #1a55b4de
 @dataclass(frozen=True)
 class Snapshot:
     "Everything a view may want to know about a session at one moment. Nobody changes it any more."
@@ -68,7 +68,7 @@ class Snapshot:
     speed: float = 0.         # images a second
     engine: str = ''          # device and precision
 
-# %% ../nbs/14_lab.ipynb #b9557073
+# %% ../nbs/14_lab.ipynb #181429a8
 def pick_eyes(
     source,   # a `Source`
     indices,  # to choose from, (n,) long
@@ -80,7 +80,7 @@ def pick_eyes(
     rank = lambda i: (-int((kinds(source.masks[i]) > 0).sum()), -int(kinds(source.masks[i]).sum()), i)
     return torch.tensor(sorted(masked, key=rank)[:n])
 
-# %% ../nbs/14_lab.ipynb #a6428bac
+# %% ../nbs/14_lab.ipynb #1f50294c
 def show_eyes(
     source,   # a `Source`
     indices,  # which of its photographs
@@ -95,11 +95,11 @@ def show_eyes(
 
 def _frozen(x):
     "A tensor as a numpy array that cannot be written to."
-    a = np.array(x.cpu())
+    a = x.cpu().numpy().copy()
     a.setflags(write=False)
     return a
 
-# %% ../nbs/14_lab.ipynb #caab3fc5
+# %% ../nbs/14_lab.ipynb #3d2b8ac7
 class Pace:
     "Says when a job that costs time is due, so that it takes at most `share` of it."
     def __init__(self,
@@ -115,7 +115,7 @@ class Pace:
         self.last = time.monotonic()
         self.cost = self.last - self.start
 
-# %% ../nbs/14_lab.ipynb #c24e7048
+# %% ../nbs/14_lab.ipynb #7b8a5675
 def thin(
     rows,        # list of dicts, oldest first
     limit=2000,  # how many may stay
@@ -129,7 +129,7 @@ def thin(
         rows = rows[:ends] + mid + rows[-ends:]
     return rows
 
-# %% ../nbs/14_lab.ipynb #36d14beb
+# %% ../nbs/14_lab.ipynb #6a6bea8f
 def attention_table(
     recipe,  # a `Recipe`
 ):  # sizes of the encoder maps, px; dict: size of a decoder level, px -> a_i of each encoder map
@@ -141,7 +141,7 @@ def attention_table(
         s //= 2
     return sizes, levels
 
-# %% ../nbs/14_lab.ipynb #53a48b43
+# %% ../nbs/14_lab.ipynb #851532bf
 class Session:
     "A training that runs in a thread of its own, with knobs that move while it does."
     def __init__(self,
@@ -156,16 +156,16 @@ class Session:
         self._given = SimpleNamespace(source=source, n_source=n_source, label=label, device=device, n_eyes=n_eyes)
         self.evaluate_every, self._read, self._snap = evaluate_every, {}, Snapshot()
         self._cv, self._turn = threading.Condition(threading.RLock()), threading.Lock()
-        self._thread, self._painter, self._panels, self._pictures = None, None, [], Pictures()
+        self._thread, self._painter, self._listeners = None, None, []
         self._begin(recipe or _pocket())
 
     @property
     def snapshot(self): return self._snap
 
-# %% ../nbs/14_lab.ipynb #b2d3c29b
+# %% ../nbs/14_lab.ipynb #27f73010
 def _pocket(): return recipe('pocket')
 
-# %% ../nbs/14_lab.ipynb #b671d9ff
+# %% ../nbs/14_lab.ipynb #949e643e
 @patch
 def _begin(self: Session, recipe, switches=None):
     "A new training is wanted: forget the old one."
@@ -181,16 +181,16 @@ def _begin(self: Session, recipe, switches=None):
 
 def _tuples(matrix): return tuple(tuple(bool(x) for x in row) for row in matrix)
 
-# %% ../nbs/14_lab.ipynb #6c678e41
+# %% ../nbs/14_lab.ipynb #f942e6ef
 @patch
 def _publish(self: Session, **changes):
     "The next snapshot: the last one with changes."
     with self._cv:
         self._snap = replace(self._snap, seq=self._snap.seq + 1, **changes)
         self._cv.notify_all()
-        self._wake_painter()
+        for listen in self._listeners: listen()
 
-# %% ../nbs/14_lab.ipynb #ed60251b
+# %% ../nbs/14_lab.ipynb #d44ed45f
 class Stopped(Exception):
     "The thread was asked to stop."
 
@@ -200,7 +200,7 @@ def _tell(self: Session, message):
     if self._mode == 'stop': raise Stopped
     self._publish(state='preparing', message=message)
 
-# %% ../nbs/14_lab.ipynb #fae82687
+# %% ../nbs/14_lab.ipynb #26aff1a8
 @patch
 def _embedded(self: Session, n, size):
     "The first `n` embedded eyes, as `data.embedded` makes them."
@@ -212,7 +212,7 @@ def _embedded(self: Session, n, size):
     return Source(torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(masks), labels=labels,
                   names=[f'eye {i}' for i in range(n)], title='embedded eyes, seed 0')
 
-# %% ../nbs/14_lab.ipynb #b1ae3c82
+# %% ../nbs/14_lab.ipynb #74ae00c4
 @patch
 def _folder(self: Session, path, size):
     "The data set in a folder, and a remark on it."
@@ -224,7 +224,7 @@ def _folder(self: Session, path, size):
         if label or len(source.labels[source.gradable].unique()) != 1: return source, ''
         return read(path, size=size, label='has_dr'), "its known grades are all the same, so the classifier learns 'has_dr'"
 
-# %% ../nbs/14_lab.ipynb #741ba0dd
+# %% ../nbs/14_lab.ipynb #10f1edd5
 @patch
 def _source(self: Session, size):
     "The photographs, read once for each size, and a remark."
@@ -234,7 +234,7 @@ def _source(self: Session, size):
         self._read = {size: (self._embedded(g.n_source, size), '') if g.source is None else self._folder(g.source, size)}
     return self._read[size]
 
-# %% ../nbs/14_lab.ipynb #e9824f5a
+# %% ../nbs/14_lab.ipynb #95a48129
 _BUILDING = threading.Lock()
 
 @patch
@@ -252,13 +252,13 @@ def _build(self: Session):
         self._run, self._wanted = run, None
         self._publish(state='running' if self._mode == 'run' else 'ready', message=remark, **first)
 
-# %% ../nbs/14_lab.ipynb #2184ff89
+# %% ../nbs/14_lab.ipynb #8e7b4df8
 @patch(as_prop=True)
 def setup(self: Session):
     "The `cooperate.Setup` in use, None while there is none. To look at while the session rests."
     return None if self._run is None else self._run.setup
 
-# %% ../nbs/14_lab.ipynb #ff33b0cd
+# %% ../nbs/14_lab.ipynb #a97f4d5e
 @patch
 @torch.no_grad()
 def _look(self: Session, run):
@@ -271,7 +271,7 @@ def _look(self: Session, run):
         grades = tuple(source.label_names[i] for i in grade.argmax(1).tolist())
         return dict(masks=_frozen(mask.argmax(1).to(torch.uint8)), grades=grades, seen=trainer.step_done)
 
-# %% ../nbs/14_lab.ipynb #d4d2b132
+# %% ../nbs/14_lab.ipynb #dbacf38c
 @patch
 def _score(self: Session, run):
     "The scores on up to 64 held-out eyes."
@@ -279,7 +279,7 @@ def _score(self: Session, run):
     with self._scoring: counted = evaluate(t.model, run.setup.source, run.scored, run.recipe.crop, engine=t.engine)
     return dict(scores=MappingProxyType(counted.metrics()), scored=t.step_done)
 
-# %% ../nbs/14_lab.ipynb #c98aacec
+# %% ../nbs/14_lab.ipynb #bffcd6da
 @patch
 def _looks(self: Session, run, step, rest):
     "What is due to be looked at after this step: changes to the snapshot."
@@ -288,7 +288,7 @@ def _looks(self: Session, run, step, rest):
     if rest or last or self._looking.due(): new |= self._look(run)
     return new
 
-# %% ../nbs/14_lab.ipynb #71d25e46
+# %% ../nbs/14_lab.ipynb #f08f4370
 @patch
 def _step(self: Session, rest=False):
     "One step of the trainer, and a snapshot of what came of it."
@@ -303,7 +303,7 @@ def _step(self: Session, rest=False):
         self._publish(state='paused' if rest else 'running', message='', step=report.step, history=tuple(self._rows), waiting=self._waiting(run),
                       changes=tuple(run.setup.trainer.log), rates=MappingProxyType(report.rates), speed=0.8*old + 0.2*speed if old else speed, **new)
 
-# %% ../nbs/14_lab.ipynb #73f2e850
+# %% ../nbs/14_lab.ipynb #9eeaa03e
 def _row(report, new):
     "A line of the history."
     row = dict(step=report.step, clf_loss=report.clf_loss, seg_loss=report.seg_loss, cosine=report.cosine)
@@ -316,7 +316,7 @@ def _waiting(self: Session, run):
     now = t.values | dict(switches=_tuples(t.model.switches.tolist()))
     return tuple(k for k, v in self._snap.values.items() if now[k] != v)
 
-# %% ../nbs/14_lab.ipynb #2a2d0eb3
+# %% ../nbs/14_lab.ipynb #f737cbf7
 @patch
 def _work(self: Session):
     "What the thread does, from its start to its end."
@@ -326,7 +326,7 @@ def _work(self: Session):
         except Stopped: self._leave('stopped')
         except Exception as e: self._fail(e)
 
-# %% ../nbs/14_lab.ipynb #335f6173
+# %% ../nbs/14_lab.ipynb #2d715300
 @patch
 def _next(self: Session):
     "Wait for something to do, and do it; False when the thread shall end."
@@ -342,7 +342,7 @@ def _next(self: Session):
         if single and not build and self._todo: self._todo -= 1; self._cv.notify_all()
     return True
 
-# %% ../nbs/14_lab.ipynb #d483d15c
+# %% ../nbs/14_lab.ipynb #bb8b1061
 @patch
 def _idle(self: Session): return self._mode == 'pause' and not self._todo and self._wanted is None
 
@@ -357,7 +357,7 @@ def _come_to_rest(self: Session):
     with self._cv:
         if self._run is run: self._publish(state='paused', **new)
 
-# %% ../nbs/14_lab.ipynb #63b2d157
+# %% ../nbs/14_lab.ipynb #32eaae69
 @patch
 def _leave(self: Session, state):
     "The thread ends in peace."
@@ -374,7 +374,7 @@ def _fail(self: Session, error):
         self.error, self._thread, self._todo, self._mode = error, None, 0, 'pause'
         self._publish(state='failed', message='Reset starts over', error=f'{type(error).__name__}: {error}')
 
-# %% ../nbs/14_lab.ipynb #724dc507
+# %% ../nbs/14_lab.ipynb #f5b2cf95
 @patch
 def run(self: Session):
     "Train in the background until the schedule is over or somebody says `pause`. Returns at once."
@@ -399,7 +399,7 @@ def stop(self: Session):
         if self._thread is not None: self._mode = 'stop'; self._cv.notify_all()
     return self
 
-# %% ../nbs/14_lab.ipynb #c8ce5db1
+# %% ../nbs/14_lab.ipynb #55ec2486
 @patch
 def _refuse_failed(self: Session):
     "After a failure there is nothing to go on with."
@@ -420,7 +420,7 @@ def prepare(self: Session):
         if self._wanted is not None and self.error is None: self._ensure_thread()
     return self
 
-# %% ../nbs/14_lab.ipynb #8dfb0fc9
+# %% ../nbs/14_lab.ipynb #b557f01d
 @patch
 def step(self: Session,
     n=1,         # steps
@@ -439,7 +439,7 @@ def step(self: Session,
     if here: self._step_here(n)
     return self._snap
 
-# %% ../nbs/14_lab.ipynb #831f5558
+# %% ../nbs/14_lab.ipynb #f778dca5
 @patch
 def _step_here(self: Session, n):
     "Steps in the thread of the caller."
@@ -449,7 +449,7 @@ def _step_here(self: Session, n):
         for i in range(n): self._step(rest=i == n - 1)
         if self._done(): self._leave('finished')
 
-# %% ../nbs/14_lab.ipynb #ce283c46
+# %% ../nbs/14_lab.ipynb #bc99dfef
 @patch
 def set(self: Session,
     **knobs,  # any of `cooperate.LIVE`: lr, lr_ratio, weight_decay, label_noise, augment, agents, switches
@@ -469,7 +469,7 @@ def _check_switches(self: Session, on):
         raise ValueError(f"switches has shape {np.shape(on)}; allowed: {np.shape(self.possible)}, decoder levels x encoder maps")
     return _tuples(np.logical_and(np.array(on, bool), self.possible))
 
-# %% ../nbs/14_lab.ipynb #e6f9147d
+# %% ../nbs/14_lab.ipynb #2b82ebf1
 @patch
 def reset(self: Session,
     **changes,  # fields of `Recipe` to change
@@ -479,10 +479,10 @@ def reset(self: Session,
     new, on = replace(self.recipe, **(live | changes)), self._snap.values['switches']
     with self._cv:
         self._begin(new, None if on == self.possible else on)
-        if self._panels or self._thread: self._ensure_thread()
+        if self._listeners or self._thread: self._ensure_thread()
     return self
 
-# %% ../nbs/14_lab.ipynb #d597fee6
+# %% ../nbs/14_lab.ipynb #6861a7a7
 @patch
 def wait(self: Session,
     step=None,   # until so many steps are done; None: until it rests
@@ -495,17 +495,17 @@ def wait(self: Session,
             raise TimeoutError(f"after {timeout} s the session is {self._snap.state} at step {self._snap.step}")
         return self._snap
 
-# %% ../nbs/14_lab.ipynb #92f72124
+# %% ../nbs/14_lab.ipynb #de906569
 def eyes_view(
     snap,     # a `Snapshot`
     scale=3,  # enlargement
 ):  # a PIL image
     "Photograph, truth and prediction of the shown eyes."
     s = snap.shown
-    if s is None: return Image.new('RGB', (16 + 4*192, 18 + 3*192), (128, 128, 128))
+    if s is None: return Image.new('RGB', (16 + 4*192, 18 + 3*192), (200, 200, 200))
     return film_frame(s.images, s.masks, snap.masks, f'step {snap.seen}', s.mask_colors, scale)
 
-# %% ../nbs/14_lab.ipynb #6188aad6
+# %% ../nbs/14_lab.ipynb #4c9ba173
 def grades_view(
     snap,  # a `Snapshot`
 ):  # HTML
@@ -516,7 +516,7 @@ def grades_view(
     cells = ''.join(cell.format(html.escape(t or 'grade unknown'), mark(t, p), html.escape(p)) for t, p in zip(snap.shown.grades, snap.grades))
     return f'<div style="display:flex;padding-left:2%">{cells}</div>'
 
-# %% ../nbs/14_lab.ipynb #528f9324
+# %% ../nbs/14_lab.ipynb #cac250ac
 def legend_view(
     snap,  # a `Snapshot`
 ):  # HTML
@@ -524,9 +524,9 @@ def legend_view(
     if snap.shown is None: return ''
     box = '<span style="display:inline-block;width:.8em;height:.8em;border:1px solid #888;background:rgb{}"></span>&nbsp;{}'
     items = [box.format(tuple(int(v) for v in c), html.escape(n)) for c, n in zip(snap.shown.mask_colors[1:], snap.shown.mask_classes[1:])]
-    return '<div style="line-height:1.4">' + ' &ensp; '.join(f'<span style="white-space:nowrap">{i}</span>' for i in items) + '</div>'
+    return '<div style="line-height:1.4;font-size:12px">' + ' &ensp; '.join(f'<span style="white-space:nowrap">{i}</span>' for i in items) + '</div>'
 
-# %% ../nbs/14_lab.ipynb #eaebe0f7
+# %% ../nbs/14_lab.ipynb #2ba9fd80
 def status_view(
     snap,  # a `Snapshot`
 ):  # HTML
@@ -535,7 +535,7 @@ def status_view(
     note = f'<br><i>{html.escape(snap.message)}</i>' if snap.message else ''
     return f'<b>{snap.state}</b> · step <b>{snap.step}</b> of {snap.total}{speed}<br>{html.escape(snap.engine)}{note}'
 
-# %% ../nbs/14_lab.ipynb #f44fda88
+# %% ../nbs/14_lab.ipynb #50c4043e
 def rates_view(
     snap,  # a `Snapshot`
 ):  # HTML
@@ -544,7 +544,7 @@ def rates_view(
     r = snap.rates
     return '<table style="line-height:1.2">' + row.format('classifier', r['clf_M'], 'C', r['clf_C']) + row.format('segmenter', r['seg_M'], 'S', r['seg_S']) + '</table>'
 
-# %% ../nbs/14_lab.ipynb #734e6028
+# %% ../nbs/14_lab.ipynb #6385aa30
 def scores_view(
     snap,  # a `Snapshot`
 ):  # HTML
@@ -555,7 +555,7 @@ def scores_view(
     by = ' · '.join(f'{html.escape(k)} {show(v)}' for k, v in list(s['iou'].items())[1:])
     return f'{top}<br><span style="font-size:90%">{by}<br>held-out eyes, at step {snap.scored}</span>'
 
-# %% ../nbs/14_lab.ipynb #b36d6c84
+# %% ../nbs/14_lab.ipynb #9b2ba353
 def describe(
     change,  # (step, name, old, new)
     levels,  # of `attention_table`
@@ -568,7 +568,7 @@ def describe(
     moved = [f"{u} px {'+' if b else '−'}E{i + 1}" for u, o, n in zip(levels, old, new) for i, (a, b) in enumerate(zip(o, n)) if a != b]
     return 'attention ' + (', '.join(moved) if len(moved) <= 3 else f'{len(moved)} switches')
 
-# %% ../nbs/14_lab.ipynb #7e940ffc
+# %% ../nbs/14_lab.ipynb #5389fb0c
 def log_view(
     snap,   # a `Snapshot`
     levels, # of `attention_table`
@@ -579,7 +579,7 @@ def log_view(
     lines = [f'step {c[0]}: {html.escape(describe(c, levels))}' for c in snap.changes[:-n-1:-1]]
     return '<br>'.join(waiting + lines) or '<i>no knob has moved yet</i>'
 
-# %% ../nbs/14_lab.ipynb #94597906
+# %% ../nbs/14_lab.ipynb #36518ccd
 class Pictures:
     "The PNG files that the panels of one session share."
     def __init__(self): self._lock, self._pace, self._eyes, self._curves = threading.Lock(), Pace(0.05, least=1.), (None, b''), (None, b'')
@@ -595,11 +595,11 @@ class Pictures:
         "The curves; when they are due, or when nothing else will come."
         key = (snap.step, len(snap.changes), snap.scored)
         with self._lock:
-            if self._curves[0] != key and (snap.state != 'running' or self._pace.due()):
+            if self._curves[0] != key and (snap.state != 'running' or key[1] != (self._curves[0] or key)[1] or self._pace.due()):
                 with self._pace: self._curves = (key, _png(curves(snap.history, snap.changes)))
             return self._curves[1]
 
-# %% ../nbs/14_lab.ipynb #04802298
+# %% ../nbs/14_lab.ipynb #11976420
 def _png(picture):
     "A PIL image or a matplotlib Figure as the bytes of a PNG file."
     file = io.BytesIO()
@@ -607,27 +607,37 @@ def _png(picture):
     else: picture.savefig(file, format='png')
     return file.getvalue()
 
-# %% ../nbs/14_lab.ipynb #e489682f
-@patch
-def _wake_painter(self: Session):
-    "Start the painter if there is somebody to paint for."
-    if self._panels and self._painter is None:
-        self._painter = threading.Thread(target=self._paint, daemon=True, name='jointseg-painter')
-        self._painter.start()
+# %% ../nbs/14_lab.ipynb #74707b53
+class Painter:
+    "Keeps the panels of one session up to date."
+    def __init__(self,
+        session,  # a `Session`
+    ): self.session, self.panels, self.pictures, self.thread = session, [], Pictures(), None
 
-@patch
-def _paint(self: Session):
-    "What the painter does."
-    painted = None
-    while True:
-        with self._cv:
-            self._cv.wait_for(lambda: self._snap is not painted, timeout=1)
-            if self._snap is painted or not self._panels: self._painter = None; return
-            painted, panels = self._snap, tuple(self._panels)
-        for p in panels: p.paint(painted)
-        time.sleep(0.25)
+    def wake(self):
+        "There is a new snapshot."
+        if self.panels and self.thread is None:
+            self.thread = threading.Thread(target=self.work, daemon=True, name='jointseg-painter')
+            self.thread.start()
 
-# %% ../nbs/14_lab.ipynb #01a5224f
+    def work(self):
+        "Paint, rest, look again; leave when there is nothing new."
+        snap = None
+        while (snap := self.news(snap)) is not None:
+            for p in tuple(self.panels): p.paint(snap)
+            time.sleep(0.25)
+
+# %% ../nbs/14_lab.ipynb #98e44340
+@patch
+def news(self: Painter, painted):
+    "The latest snapshot, None if none has come in a second or nobody is left to see it."
+    cv, s = self.session._cv, self.session
+    with cv:
+        cv.wait_for(lambda: s._snap is not painted, timeout=1)
+        if s._snap is not painted and self.panels: return s._snap
+        self.thread = None
+
+# %% ../nbs/14_lab.ipynb #8d61bbdb
 _STYLE = '''<style>
 .jointseg .widget-html, .jointseg .widget-html-content {line-height: 1.35; height: auto}
 .jointseg .jointseg-grid button {padding: 0; margin: 1px; min-width: 0; height: 24px; line-height: 22px; font-size: 12px}
@@ -637,13 +647,13 @@ _STYLE = '''<style>
 .jointseg-error b {color: #a00; background: #fff0f0; white-space: pre-wrap}
 </style>'''
 
-# %% ../nbs/14_lab.ipynb #35ae36f6
+# %% ../nbs/14_lab.ipynb #9747ce07
 def _classed(widget, name):
     "The widget, findable in the browser as `.jointseg-NAME`."
     widget.add_class(f'jointseg-{name}')
     return widget
 
-# %% ../nbs/14_lab.ipynb #a3fbb6c3
+# %% ../nbs/14_lab.ipynb #87e1c7ec
 def _knobs():
     "The sliders and the choice of agents, by the name of their knob."
     log = lambda **k: widgets.FloatLogSlider(base=10, step=0.05, readout_format='.3g', **k)
@@ -657,14 +667,14 @@ def _knobs():
         w.style.description_width = '72px'
     return made
 
-# %% ../nbs/14_lab.ipynb #80b231d3
+# %% ../nbs/14_lab.ipynb #cdec37fa
 def _buttons():
     "Run, pause, step, stop, reset."
     words = dict(run='Train in the background', pause='Rest after this step', step='Do one step', stop='End the training thread; Run goes on from there',
                  reset='Start over with a fresh network, knobs as they stand')
     return {k: _classed(widgets.Button(description=k.title(), tooltip=t), k) for k, t in words.items()}
 
-# %% ../nbs/14_lab.ipynb #68e53d21
+# %% ../nbs/14_lab.ipynb #b60347ce
 def _switch(a, u, e, i, possible):
     "One switch: encoder map `i` of `e` px into the decoder level of `u` px."
     does = 'as it is' if a == 1 else f'max-pooled {a} x {a}'
@@ -673,7 +683,7 @@ def _switch(a, u, e, i, possible):
     text = '–' if not possible else '1' if a == 1 else f'{a} pool'
     return _classed(widgets.ToggleButton(description=text, tooltip=why, disabled=not possible, layout=dict(width='auto', height='24px')), f'switch-{u}-E{i}')
 
-# %% ../nbs/14_lab.ipynb #df5be4f9
+# %% ../nbs/14_lab.ipynb #c7151321
 def _grid(sizes, levels, possible):
     "The matrix as a grid of toggles, and the toggles by row."
     rows = [[_switch(a, u, e, i + 1, p) for i, (a, e, p) in enumerate(zip(levels[u], sizes, ps))] for u, ps in zip(levels, possible)]
@@ -682,13 +692,15 @@ def _grid(sizes, levels, possible):
     grid = widgets.GridBox(cells, layout=dict(grid_template_columns=f'52px repeat({len(sizes)}, 1fr)', width='100%'))
     return _classed(grid, 'grid'), rows
 
-# %% ../nbs/14_lab.ipynb #ea9f06c5
+# %% ../nbs/14_lab.ipynb #ccd37d3d
 class Panel(widgets.VBox):
     "Widgets for one session: what it does, and what you want of it."
     def __init__(self,
-        session,  # a `Session`
+        session,        # a `Session`
+        pictures=None,  # the `Pictures` it shares with other panels
     ):
         super().__init__()
+        self.pictures = pictures or Pictures()
         self.session, self._lock, self._known, self._following, self._complaint = session, threading.RLock(), {}, None, ''
         self.buttons, self.knobs, self._shape = _buttons(), _knobs(), None
         self.progress = _classed(widgets.IntProgress(layout=dict(width='100%', height='10px')), 'progress')
@@ -700,7 +712,23 @@ class Panel(widgets.VBox):
         self._tie()
         self.paint(session.snapshot)
 
-# %% ../nbs/14_lab.ipynb #9b4263b5
+    def close(self):
+        "Take the panel away; the session goes on."
+        if self.comm is None: return
+        painter = self.session._painter
+        if painter and self in painter.panels: painter.panels.remove(self)
+        self._discard(self.children)
+        super().close()
+
+# %% ../nbs/14_lab.ipynb #ea7da5a7
+@patch
+def _discard(self: Panel, parts):
+    "Close widgets and all that is in them."
+    for w in parts:
+        self._discard(getattr(w, 'children', ()))
+        w.close()
+
+# %% ../nbs/14_lab.ipynb #415de10f
 @patch
 def _arrange(self: Panel):
     "Two columns: what you do on the left, what you see on the right."
@@ -714,7 +742,7 @@ def _arrange(self: Panel):
     self.children = [widgets.HTML(_STYLE, layout=dict(display='none')), widgets.HBox([left, right])]
     self.add_class('jointseg')
 
-# %% ../nbs/14_lab.ipynb #ad1424f6
+# %% ../nbs/14_lab.ipynb #d569183d
 @patch
 def _tie(self: Panel):
     "Buttons and knobs to the session."
@@ -731,7 +759,7 @@ def _ask(self: Panel, wish):
     except Exception as e: self._complaint = str(e)
     self._say(self.session.snapshot)
 
-# %% ../nbs/14_lab.ipynb #960bc63a
+# %% ../nbs/14_lab.ipynb #8850ae55
 @patch
 def _turned(self: Panel, name, value):
     "The reader moved a knob."
@@ -752,7 +780,7 @@ def _follow(self: Panel):
                 if self._known.get(name) != values[name]: self._move(name, values[name])
         finally: self._following = None
 
-# %% ../nbs/14_lab.ipynb #229f73f6
+# %% ../nbs/14_lab.ipynb #76e9996d
 @patch
 def _move(self: Panel, name, value):
     "Show a knob at `value`."
@@ -765,7 +793,7 @@ def _move(self: Panel, name, value):
         low, high = (w.base**w.min, w.base**w.max) if hasattr(w, 'base') else (getattr(w, 'min', None), getattr(w, 'max', None))
         w.value = value if low is None else min(max(value, low), high)
 
-# %% ../nbs/14_lab.ipynb #9d7a5a0c
+# %% ../nbs/14_lab.ipynb #bd73358e
 @patch
 def _matrix_now(self: Panel): return (*attention_table(self.session.recipe), self.session.possible)
 
@@ -776,7 +804,7 @@ def _make_matrix(self: Panel):
     old, (grid, self.switches) = self.matrix.children, _grid(*self._shape)
     for w in (w for row in self.switches for w in row): w.observe(self._flipped, 'value')
     self.matrix.children, self._known['switches'] = [grid], None
-    for w in old: _close(w)
+    self._discard(old)
 
 @patch
 def _flipped(self: Panel, change):
@@ -785,14 +813,13 @@ def _flipped(self: Panel, change):
     change.owner.button_style = 'info' if change.new else ''
     self._turned('switches', tuple(tuple(w.value for w in row) for row in self.switches))
 
-# %% ../nbs/14_lab.ipynb #7eb1f009
+# %% ../nbs/14_lab.ipynb #0bc75cda
 @patch
 def paint(self: Panel,
     snap,  # a `Snapshot`
 ):
     "Show a snapshot."
-    pictures = self.session._pictures
-    self.eyes.value, self.curves.value = pictures.eyes(snap), pictures.curves(snap)
+    self.eyes.value, self.curves.value = self.pictures.eyes(snap), self.pictures.curves(snap)
     self.progress.max, self.progress.value = snap.total, snap.step
     for name, view in (('rates', rates_view), ('scores', scores_view), ('grades', grades_view), ('legend', legend_view)):
         self.texts[name].value = view(snap)
@@ -809,30 +836,22 @@ def _say(self: Panel, snap):
     dead = dict(run=over or snap.state == 'running', step=over, pause=not busy, stop=not busy and snap.state not in ('paused', 'ready'), reset=False)
     for name, button in self.buttons.items(): button.disabled = dead[name]
 
-# %% ../nbs/14_lab.ipynb #9450d49c
+# %% ../nbs/14_lab.ipynb #b7d114a9
 @patch
 def panel(self: Session):
-    "A panel on this session."
-    made = Panel(self)
+    "A panel on this session, kept up to date until it is closed."
     with self._cv:
-        self._panels.append(made)
-        old, self._panels[:] = self._panels[:-4], self._panels[-4:]
-    for p in old: p.close()
+        if self._painter is None:
+            self._painter = Painter(self)
+            self._listeners.append(self._painter.wake)
+    made, panels = Panel(self, self._painter.pictures), self._painter.panels
+    panels.append(made)
+    for old in panels[:-4]: old.close()
     self.prepare()
+    with self._cv: self._painter.wake()
     return made
 
-@patch
-def close(self: Panel):
-    "Take the panel away; the session goes on."
-    if self in self.session._panels: self.session._panels.remove(self)
-    _close(self)
-
-def _close(widget):
-    "Close a widget and all that is in it."
-    for w in getattr(widget, 'children', ()): _close(w)
-    widgets.Widget.close(widget)
-
-# %% ../nbs/14_lab.ipynb #e8768df3
+# %% ../nbs/14_lab.ipynb #6f5c4bd2
 _SESSIONS = {}
 
 def live(
