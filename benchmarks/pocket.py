@@ -3,7 +3,7 @@
     python benchmarks/pocket.py                       # all conditions, three seeds; resumes where it stopped
     python benchmarks/pocket.py --seeds 1 --only pocket,ratio30
 
-Writes benchmarks/pocket.json: for every condition and seed the scores on held-out eyes along the way and at the end. About two and a half
+Writes benchmarks/pocket.json: for every condition and seed the scores on held-out eyes along the way and at the end. About two
 minutes a run on two cores with bfloat16 units, three times that without.
 """
 import argparse, datetime, json, platform, shlex, sys
@@ -38,13 +38,12 @@ def condition(name, seed):
 def one_run(name, seed, source, every=50):
     "Scores along the way, and on all held-out eyes at the end."
     setup = set_up(condition(name, seed), source)
-    seconds, curve = 0., []
+    curve = []
     for report in tqdm(setup.trainer.steps(), f'{name}, seed {seed}', setup.trainer.recipe.steps, disable=None):
-        seconds += report.seconds
         if report.step % every == 0: curve.append(dict(step=report.step, cosine=report.cosine) | quick_scores(setup))
     t = setup.trainer
     final = evaluate(t.model, source, setup.valid, t.recipe.crop, engine=t.engine).metrics()
-    return dict(condition=name, seed=seed, train_seconds=round(seconds, 1), final=final, curve=curve), facts(t.engine)
+    return dict(condition=name, seed=seed, final=final, curve=curve), facts(t.engine)
 
 
 def main():

@@ -76,7 +76,7 @@ class Decoder(nn.Module):
         widths, # channels of the encoder's levels
         strides, # stride of each encoder level against the image, powers of 2
         n_classes:int, # number of mask classes, background counted
-        attention:str='concat', # one of `attention.KINDS`
+        attention:str='concat', # one of `attention.ATTENTIONS`
         norm:str='batch', # 'batch', 'agent' or 'group'
     ):
         super().__init__()
@@ -125,7 +125,7 @@ class JointSeg(nn.Module):
         c_width:int=None, # channels of the classifier's own level
         blocks:int=None, # cascaded blocks in each level
         stem_stride:int=1, # 1, or 2 for a quarter of the FLOPs
-        attention:str='concat', # one of `attention.KINDS`
+        attention:str='concat', # one of `attention.ATTENTIONS`
         norm:str='batch', # 'batch', 'agent' or 'group'
         factorised_encoder:bool=False, # Fig. 3 in the encoder too?
         in_channels:int=3, # channels of the image

@@ -57,7 +57,7 @@ def comparison(
 ):  # a matplotlib Figure
     "Photographs over their masks, one row a set of masks (Fig. 6)."
     rows, n = {'photograph': images} | masks, len(images)
-    fig = Figure(figsize=(side*n + 0.4, side*len(rows) + 0.8), dpi=80, layout='constrained')
+    fig = Figure(figsize=(side*n + 0.4, side*len(rows) + 0.8), dpi=72, layout='constrained')
     axs = fig.subplots(len(rows), n, squeeze=False)
     for r, (row, pictures) in enumerate(rows.items()):
         for c in range(n):
@@ -85,7 +85,7 @@ def curves(
     title='',
 ):  # a matplotlib Figure
     "Losses and validation scores against step, with a marker where a knob moved."
-    fig = Figure(figsize=(9, 2.8), dpi=80, layout='constrained')
+    fig = Figure(figsize=(9, 2.8), dpi=72, layout='constrained')
     panels = (('loss', ('clf_loss', 'seg_loss')), ('held-out eyes', ('miou', 'lesion_miou', 'top1')))
     for ax, (label, columns) in zip(fig.subplots(1, 2), panels):
         for c in columns: _line(ax, history, c)
@@ -166,7 +166,7 @@ def film_strip(
 ):  # a matplotlib Figure
     "Masks evolving: a row an eye; photograph, then the masks at each caption, then the truth."
     columns = dict(preds) | dict(truth=truth)
-    fig = Figure(figsize=(1.45*(len(columns) + 1), 1.45*len(images) + 0.9), dpi=100, layout='constrained')
+    fig = Figure(figsize=(1.45*(len(columns) + 1), 1.45*len(images) + 0.9), dpi=90, layout='constrained')
     axs = fig.subplots(len(images), len(columns) + 1, squeeze=False)
     for r, image in enumerate(images):
         axs[r, 0].imshow(image)

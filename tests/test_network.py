@@ -6,7 +6,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from jointseg_nb import agents
 from jointseg_nb.agents import JointSeg, _digest
-from jointseg_nb.attention import KINDS
+from jointseg_nb.attention import ATTENTIONS
 from jointseg_nb.blocks import count_flops
 
 tiny = dict(size='small', widths=(16, 16, 24), c_width=32, n_labels=3, n_classes=4)
@@ -23,7 +23,7 @@ def images(n, h, w, seed=1): return torch.randn(n, 3, h, w, generator=torch.Gene
 def header_of(path):
     with safe_open(path, 'pt') as f: return f.metadata()
 
-every_net = pytest.mark.parametrize('kind', KINDS), pytest.mark.parametrize('norm', ['batch', 'agent', 'group']), pytest.mark.parametrize('stem', [1, 2])
+every_net = pytest.mark.parametrize('kind', ATTENTIONS), pytest.mark.parametrize('norm', ['batch', 'agent', 'group']), pytest.mark.parametrize('stem', [1, 2])
 def each(f):
     for mark in every_net: f = mark(f)
     return f
