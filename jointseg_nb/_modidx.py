@@ -375,6 +375,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'jointseg_nb.lab.Panel._make_matrix': ('lab.html#panel._make_matrix', 'jointseg_nb/lab.py'),
                                  'jointseg_nb.lab.Panel._matrix_now': ('lab.html#panel._matrix_now', 'jointseg_nb/lab.py'),
                                  'jointseg_nb.lab.Panel._move': ('lab.html#panel._move', 'jointseg_nb/lab.py'),
+                                 'jointseg_nb.lab.Panel._same': ('lab.html#panel._same', 'jointseg_nb/lab.py'),
                                  'jointseg_nb.lab.Panel._say': ('lab.html#panel._say', 'jointseg_nb/lab.py'),
                                  'jointseg_nb.lab.Panel._tie': ('lab.html#panel._tie', 'jointseg_nb/lab.py'),
                                  'jointseg_nb.lab.Panel._turned': ('lab.html#panel._turned', 'jointseg_nb/lab.py'),

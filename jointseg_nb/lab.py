@@ -8,7 +8,7 @@ __all__ = ['STATES', 'Shown', 'Snapshot', 'pick_eyes', 'show_eyes', 'Pace', 'thi
            'log_view', 'Pictures', 'Painter', 'Panel', 'live']
 
 # %% ../nbs/14_lab.ipynb #96e27985
-import html, io, threading, time, warnings
+import html, io, math, threading, time, warnings
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType, SimpleNamespace
@@ -50,6 +50,7 @@ class Snapshot:
     "Everything a view may want to know about a session at one moment. Nobody changes it any more."
     state: str = 'ready'      # one of `STATES`
     message: str = ''         # what is being prepared, or what to do next
+    remark: str = ''          # something to know about the photographs
     error: str = ''           # why it failed
     seq: int = 0              # number of this snapshot
     step: int = 0             # steps done
@@ -250,7 +251,7 @@ def _build(self: Session):
     with self._cv:
         if self._wanted is not wanted: return
         self._run, self._wanted = run, None
-        self._publish(state='running' if self._mode == 'run' else 'ready', message=remark, **first)
+        self._publish(state='running' if self._mode == 'run' else 'ready', message='', remark=remark, **first)
 
 # %% ../nbs/14_lab.ipynb #8e7b4df8
 @patch(as_prop=True)
@@ -532,7 +533,7 @@ def status_view(
 ):  # HTML
     "State, step and speed."
     speed = f' · {snap.speed:.0f} images/s' if snap.speed else ''
-    note = f'<br><i>{html.escape(snap.message)}</i>' if snap.message else ''
+    note = ''.join(f'<br><i>{html.escape(m)}</i>' for m in (snap.message, snap.remark) if m)
     return f'<b>{snap.state}</b> · step <b>{snap.step}</b> of {snap.total}{speed}<br>{html.escape(snap.engine)}{note}'
 
 # %% ../nbs/14_lab.ipynb #50c4043e
@@ -763,7 +764,7 @@ def _ask(self: Panel, wish):
 @patch
 def _turned(self: Panel, name, value):
     "The reader moved a knob."
-    if self._following == threading.get_ident(): return
+    if self._following == threading.get_ident() or self._same(name, value): return
     with self._lock:
         self._known[name] = value
         self._ask(lambda: self.session.set(**{name: value}))
@@ -812,6 +813,15 @@ def _flipped(self: Panel, change):
     if self._following == threading.get_ident(): return
     change.owner.button_style = 'info' if change.new else ''
     self._turned('switches', tuple(tuple(w.value for w in row) for row in self.switches))
+
+# %% ../nbs/14_lab.ipynb #59b6cb90
+@patch
+def _same(self: Panel, name, value):
+    "Is `value` where the session has the knob already, to the precision of the slider?"
+    w, now = self.knobs.get(name), self.session.snapshot.values[name]
+    if not hasattr(w, 'step'): return value == now
+    place = (lambda v: math.log(max(v, 1e-12), w.base)) if hasattr(w, 'base') else (lambda v: v)
+    return abs(place(value) - place(now)) < 0.45*w.step
 
 # %% ../nbs/14_lab.ipynb #0bc75cda
 @patch

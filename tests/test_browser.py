@@ -12,7 +12,7 @@ class Lab:
     def __init__(self, folder, *options):
         own = {k: str(folder/k) for k in ('HOME', 'JUPYTER_CONFIG_DIR', 'JUPYTER_DATA_DIR', 'JUPYTER_RUNTIME_DIR', 'IPYTHONDIR', 'MPLCONFIGDIR')}
         env = {k: v for k, v in os.environ.items() if not k.startswith('JUPYTER_')} | own
-        command = [str(Path(sys.executable).with_name('jointseg-lab')), '--no-browser', *options]
+        command = [str(Path(sys.executable).absolute().with_name('jointseg-lab')), '--no-browser', *options]
         self.process = subprocess.Popen(command, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         self.lines = []
         self.url = re.search(r'http://127\.0\.0\.1:\S+', self.process.stdout.readline())[0]
@@ -70,7 +70,7 @@ class Page:
 def page(browser, tmp_path_factory):
     folder = tmp_path_factory.mktemp('lab')
     shots = Path(os.environ.get('JOINTSEG_SHOTS') or folder)
-    (folder/'small.json').write_text(json.dumps(dict(name='small', size=64, crop=64, pad=6, net='small', steps=100000, lr=0.1, lr_ratio=0.1, ratio_on='shared',
+    (folder/'small.json').write_text(json.dumps(dict(name='small', size=64, crop=64, pad=6, net='small', steps=100000, lr=0.2, lr_ratio=0.1, ratio_on='shared',
                                                      clf_batch=4, seg_batch=4, weight_power=0.25, precision='float32', power=0.)))
     lab = Lab(folder, '--recipe', 'small.json')
     try: yield Page(browser, lab, shots)
@@ -88,6 +88,7 @@ def test_one_click_and_it_trains(page):
 def test_masks_change(page):
     before, step = page.masks(), page.step
     page.until(lambda: page.step > step and page.masks() != before)
+    assert 'no knob has moved' in page.text('log') # though 0.2 is off the slider's grid
     page.shot('running')
 
 def logged(page, act, words):
