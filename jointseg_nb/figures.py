@@ -75,7 +75,7 @@ def legend(
     names=LESIONS,         # n names, background first
 ):
     "The colour table below a figure."
-    patches = [Patch(color=np.asarray(c)/255, label=l) for c, l in zip(colors[1:], names[1:])]
+    patches = [Patch(facecolor=np.asarray(c)/255, edgecolor='0.5', lw=0.5, label=l) for c, l in zip(colors[1:], names[1:])]
     fig.legend(handles=patches, loc='outside lower center', ncols=min(6, len(patches)), fontsize=7, frameon=False)
 
 # %% ../nbs/11_figures.ipynb #22c9b5af

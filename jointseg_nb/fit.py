@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['load_source', 'pick_eyes', 'Shown', 'show_eyes', 'frozen', 'look_now', 'history_row', 'quick_scores', 'postfix',
-           'fit', 'listen', 'finish', 'picture']
+           'fit', 'Scene', 'listen', 'finish', 'save_pictures', 'spread', 'picture']
 
 # %% ../nbs/12_fit.ipynb #4883d9d5
 import sys
@@ -21,7 +21,7 @@ from .data import Augment, embedded, take_window
 from .datasets import read
 from .engine import facts
 from .evaluate import evaluate, predict
-from .figures import comparison, film_frame, save_film
+from .figures import comparison, film_frame, film_strip, save_film
 from .runs import Run
 
 # %% ../nbs/12_fit.ipynb #fbddbc61
@@ -146,12 +146,20 @@ def fit(
     return finish(setup, run, shown, film)
 
 # %% ../nbs/12_fit.ipynb #ad0c21a2
+@dataclass(frozen=True)
+class Scene:
+    "What the shown eyes looked like to the network at one step."
+    step: int             # steps done
+    lesion_miou: float    # on the held-out photographs
+    masks: np.ndarray     # (n,H,W) uint8
+
+# %% ../nbs/12_fit.ipynb #2a90df37
 def listen(
     bar,    # the trainer's iterator in a `tqdm`
     setup,  # a `Setup`
     run,    # a `Run`
     shown,  # a `Shown`
-    film,   # list, gets a frame whenever the held-out eyes are looked at
+    film,   # list, gets a `Scene` whenever the held-out eyes are looked at
     every,  # steps between two looks
 ):
     "Take report after report: history, progress bar, film."
@@ -160,9 +168,8 @@ def listen(
         seconds += report.seconds
         look = look_now(report.step, t.recipe.steps, every)
         if look:
-            scores, masks = quick_scores(setup), predict(t.model, shown.images, t.engine).masks
-            caption = f"step {report.step}   lesion mIoU {scores['lesion_miou'] or 0:.2f}"
-            film.append(film_frame(shown.images, shown.masks, masks, caption, shown.mask_colors, scale=max(1, 160//t.recipe.crop)))
+            scores = quick_scores(setup)
+            film.append(Scene(report.step, scores['lesion_miou'] or 0., predict(t.model, shown.images, t.engine).masks))
         row = history_row(report, t, seconds, scores if look else {})
         run.log(**row)
         bar.set_postfix_str(postfix(row | scores), refresh=False)
@@ -172,7 +179,7 @@ def finish(
     setup,  # a `Setup`
     run,    # a `Run`
     shown,  # a `Shown`
-    film,   # frames
+    film,   # list of `Scene`
 ):  # the metrics, a dict
     "Score all held-out photographs and write what a run leaves."
     t = setup.trainer
@@ -181,9 +188,30 @@ def finish(
     metrics |= dict(steps=t.step_done, seconds=seconds, train=len(setup.train), valid=len(setup.valid)) | facts(t.engine)
     t.model.save(run.path/'model.safetensors')
     picture(t, shown).savefig(run.path/'masks.png')
-    if film: save_film(film, run.path/'film.gif')
+    if film: save_pictures(film, shown, run.path)
     run.write_json('metrics', metrics)
     return metrics
+
+# %% ../nbs/12_fit.ipynb #774f01a1
+def save_pictures(
+    film,   # list of `Scene`
+    shown,  # a `Shown`
+    path,   # folder, gets film.gif and strip.png
+):
+    "The masks evolving beside their truth: a film, and a strip of it."
+    scale = max(1, 160//shown.images.shape[1])
+    frame = lambda s: film_frame(shown.images, shown.masks, s.masks, f'step {s.step}   lesion mIoU {s.lesion_miou:.2f}', shown.mask_colors, scale)
+    save_film([frame(s) for s in film], path/'film.gif')
+    some = {f'step {film[i].step}': film[i].masks for i in spread(len(film), 5)}
+    film_strip(shown.images, shown.masks, some, shown.mask_colors, shown.mask_classes).savefig(path/'strip.png')
+
+# %% ../nbs/12_fit.ipynb #1ffef24b
+def spread(
+    n,     # how many there are
+    most,  # how many to take
+):  # increasing indices, the first and the last among them
+    "Indices that grow geometrically."
+    return sorted({round((n ** (k/(most - 1))) - 1) for k in range(most)})
 
 # %% ../nbs/12_fit.ipynb #93c7f83c
 def picture(

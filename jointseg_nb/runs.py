@@ -106,13 +106,14 @@ RECIPES = dict(
 
 # %% ../nbs/08_runs.ipynb #5c6e5da2
 def recipe(
-    name='pocket',  # a key of `RECIPES`
+    base='pocket',  # a key of `RECIPES`
+    /,
     **changes,      # fields to change
 ):  # a `Recipe`
     "A named recipe, with changes."
-    if name not in RECIPES: raise ValueError(f"recipe={name!r}; allowed: {', '.join(RECIPES)}, or the path of a recipe.json")
+    if base not in RECIPES: raise ValueError(f"recipe={base!r}; allowed: {', '.join(RECIPES)}, or the path of a recipe.json")
     for field, value in changes.items(): check_field(field, value)
-    return replace(RECIPES[name], **changes)
+    return replace(RECIPES[base], **changes)
 
 # %% ../nbs/08_runs.ipynb #f5e14c7a
 def compare_recipes(
@@ -139,7 +140,7 @@ def write_atomic(
 # %% ../nbs/08_runs.ipynb #724127f0
 HISTORY_COLUMNS = ('step', 'seconds', 'clf_loss', 'seg_loss', 'cosine', 'lr_clf', 'lr_seg', 'lr_ratio', 'label_noise',
            'miou', 'lesion_miou', 'top1', 'knobs')
-RUN_FILES = ('recipe.json', 'history.csv', 'metrics.json', 'model.safetensors', 'masks.png', 'film.gif')
+RUN_FILES = ('recipe.json', 'history.csv', 'metrics.json', 'model.safetensors', 'masks.png', 'strip.png', 'film.gif')
 
 # %% ../nbs/08_runs.ipynb #40007115
 class Run:
