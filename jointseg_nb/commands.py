@@ -44,6 +44,7 @@ def train_parser():
     "The options of `jointseg-train`."
     p = argparse.ArgumentParser('jointseg-train', description='Train two agents on one encoder; leave a folder with the network, its scores and a film of its masks.')
     p.add_argument('--data', default='embedded', help="'embedded', the procedural eyes (default), or a folder of photographs, masks and labels")
+    p.add_argument('--label', default='auto', help="what the classifier learns from a folder: grade, has_dr or a column of its table (default: grade where it can)")
     p.add_argument('--recipe', default='pocket', help=f"{' or '.join(RECIPES)}, or the path of a recipe.json (default: pocket)")
     p.add_argument('--out', required=True, help='the folder of the run')
     p.add_argument('--overwrite', action='store_true', help='replace an earlier run in that folder')
@@ -68,9 +69,9 @@ def run_command(
 def _train(args):
     recipe = chosen_recipe(args)
     from jointseg_nb.fit import fit
-    metrics = fit(recipe, args.out, args.data, args.device, args.overwrite, args.every)
+    metrics = fit(recipe, args.out, args.data, args.label, args.device, args.overwrite, args.every)
     print(json.dumps(metrics, indent=1))
-    print(f"{args.out}: metrics.json, history.csv, recipe.json, model.safetensors, masks.png, film.gif", file=sys.stderr)
+    print(f"{args.out}: metrics.json, history.csv, recipe.json, model.safetensors, masks.png, strip.png, film.gif", file=sys.stderr)
 
 def train(argv=None):
     "`jointseg-train`: train a recipe and leave a run folder."
@@ -174,6 +175,7 @@ def lab_parser():
     p = argparse.ArgumentParser('jointseg-lab', description='Open JupyterLab on the live panel: move knobs while two agents learn, and watch the masks.')
     p.add_argument('--data', help='a folder of photographs, masks and labels (default: embedded eyes)')
     p.add_argument('--label', help="what the classifier learns from that folder: 'grade', 'has_dr' or a column of its table (default: grade where it can)")
+    p.add_argument('--label', default='auto', help="what the classifier learns from a folder: grade, has_dr or a column of its table (default: grade where it can)")
     p.add_argument('--recipe', default='pocket', help=f"{' or '.join(RECIPES)}, or the path of a recipe.json (default: pocket)")
     p.add_argument('--port', type=int, default=0, help='of the page (default: any that is free)')
     p.add_argument('--no-browser', action='store_true', help='print the address and open nothing')
