@@ -24,11 +24,11 @@ import ipywidgets as widgets
 from .agents import SIZES
 from .attention import attention_ratio, possible_switches
 from .cooperate import LIVE, Knobs, rates, set_up
-from .data import Source, plain_batches
+from .data import Source
 from .datasets import read
-from .evaluate import evaluate
+from .evaluate import evaluate, predict
 from .figures import curves, film_frame
-from .fit import Shown, frozen, pick_eyes, show_eyes
+from .fit import Shown, pick_eyes, show_eyes
 from .fundus import eyes
 from .runs import recipe
 
@@ -206,8 +206,9 @@ def _build(self: Session):
     self._tell('building the network')
     with _BUILDING: setup = set_up(wanted, source, self._given.device)
     setup.trainer.knobs, e = knobs, setup.trainer.engine
-    run = SimpleNamespace(setup=setup, recipe=wanted, scored=setup.valid[:64], picked=pick_eyes(source, setup.valid, self._given.n_eyes))
-    first = dict(shown=show_eyes(source, run.picked, wanted.crop), engine=f'{e.device} {e.precision}') | self._look(run)
+    run = SimpleNamespace(setup=setup, recipe=wanted, scored=setup.valid[:64],
+                          shown=show_eyes(source, pick_eyes(source, setup.valid, self._given.n_eyes), wanted.crop))
+    first = dict(shown=run.shown, engine=f'{e.device} {e.precision}') | self._look(run)
     with self._cv:
         if self._wanted is not wanted: return
         self._run, self._wanted = run, None
@@ -221,16 +222,12 @@ def setup(self: Session):
 
 # %% ../nbs/14_lab.ipynb #a97f4d5e
 @patch
-@torch.no_grad()
 def _look(self: Session, run):
     "What both agents say of the shown eyes now."
-    trainer, source = run.setup.trainer, run.setup.source
-    batch = next(plain_batches(source, run.picked, len(run.picked), crop=run.recipe.crop))
-    with self._looking, trainer.engine.autocast():
-        trainer.model.eval()
-        grade, mask = trainer.model(trainer.engine.place(batch.x))
-        grades = tuple(source.label_names[i] for i in grade.argmax(1).tolist())
-        return dict(masks=frozen(mask.argmax(1).to(torch.uint8)), grades=grades, seen=trainer.step_done)
+    trainer, names = run.setup.trainer, run.setup.source.label_names
+    with self._looking: seen = predict(trainer.model, run.shown.images, trainer.engine)
+    seen.masks.setflags(write=False)
+    return dict(masks=seen.masks, grades=tuple(names[i] for i in seen.grades), seen=trainer.step_done)
 
 # %% ../nbs/14_lab.ipynb #dbacf38c
 @patch

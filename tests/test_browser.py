@@ -15,7 +15,11 @@ class Lab:
         command = [str(Path(sys.executable).absolute().with_name('jointseg-lab')), '--no-browser', *options]
         self.process = subprocess.Popen(command, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         self.lines = []
-        self.url = re.search(r'http://127\.0\.0\.1:\S+', self.process.stdout.readline())[0]
+        for line in self.process.stdout:
+            self.lines.append(line)
+            if found := re.search(r'The live panel: (\S+)', line): break
+        else: raise RuntimeError('no address came: ' + ''.join(self.lines))
+        self.url = found[1]
         threading.Thread(target=self.listen, daemon=True).start() # or a full pipe would stop the server
 
     def listen(self):
