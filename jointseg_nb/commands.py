@@ -175,7 +175,6 @@ def lab_parser():
     p = argparse.ArgumentParser('jointseg-lab', description='Open JupyterLab on the live panel: move knobs while two agents learn, and watch the masks.')
     p.add_argument('--data', help='a folder of photographs, masks and labels (default: embedded eyes)')
     p.add_argument('--label', help="what the classifier learns from that folder: 'grade', 'has_dr' or a column of its table (default: grade where it can)")
-    p.add_argument('--label', default='auto', help="what the classifier learns from a folder: grade, has_dr or a column of its table (default: grade where it can)")
     p.add_argument('--recipe', default='pocket', help=f"{' or '.join(RECIPES)}, or the path of a recipe.json (default: pocket)")
     p.add_argument('--port', type=int, default=0, help='of the page (default: any that is free)')
     p.add_argument('--no-browser', action='store_true', help='print the address and open nothing')

@@ -177,7 +177,7 @@ def _embedded(self: Session, n, size):
 @patch
 def _folder(self: Session, path, size):
     "The data set in a folder, and a remark on it."
-    label = self._given.label
+    label = None if self._given.label == 'auto' else self._given.label
     self._tell(f'reading {Path(path).name} at {size} px')
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
