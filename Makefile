@@ -2,13 +2,15 @@
 #
 #   PYTHON=python3.12   the Python that makes the environment   (default: python3, else python3.13 to python3.10)
 #   VENV=.venv          the environment                         (default: .venv)
-#   PORT=8888 DATA=dir  for `make lab`: its port, a folder of your own photographs
+#   PORT=8888 DATA=dir LABEL=has_dr
+#                       for `make lab`: its port, a folder of your own photographs, what to grade them by
 #   OUT=runs/demo       for `make demo`: the folder that the run is written to
 
 PYTHON ?=
 VENV ?= .venv
 PORT ?=
 DATA ?=
+LABEL ?=
 OUT ?= runs/demo
 
 STAMP := $(VENV)/.ready
@@ -37,7 +39,7 @@ $(STAMP):
 setup: $(STAMP)  ## make the environment (a second call does nothing)
 
 lab: $(STAMP)  ## open JupyterLab on the live panel
-	@$(IN) jointseg-lab $(if $(PORT),--port "$(PORT)") $(if $(DATA),--data "$(DATA)")
+	@$(IN) jointseg-lab $(if $(PORT),--port "$(PORT)") $(if $(DATA),--data "$(DATA)") $(if $(LABEL),--label "$(LABEL)")
 
 demo: $(STAMP)  ## train both agents on the embedded eyes, no browser, three minutes at most
 	@$(IN) jointseg-train --recipe pocket --out "$(OUT)" --overwrite

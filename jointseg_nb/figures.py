@@ -61,7 +61,7 @@ def comparison(
     axs = fig.subplots(len(rows), n, squeeze=False)
     for r, (row, pictures) in enumerate(rows.items()):
         for c in range(n):
-            axs[r, c].imshow(pictures[c] if r == 0 else overlay(images[c], pictures[c], colors, tint=0.55))
+            axs[r, c].imshow(pictures[c] if r == 0 else overlay(images[c], pictures[c], colors, tint=0.55), interpolation='nearest')
             axs[r, c].set(xticks=[], yticks=[], title=titles[c] if titles and r == 0 else '')
         axs[r, 0].set_ylabel(row)
     legend(fig, colors, names)
@@ -91,7 +91,7 @@ def curves(
         for c in columns: _line(ax, history, c)
         for step, name, _, new in changes: _marker(ax, step, name, new)
         ax.set(xlabel='step', ylabel=label)
-        if ax.lines: ax.legend(fontsize=7)
+        if ax.get_legend_handles_labels()[0]: ax.legend(fontsize=7)
     fig.axes[1].set_ylim(0, 1)
     fig.suptitle(title)
     return fig
@@ -170,7 +170,7 @@ def film_strip(
     axs = fig.subplots(len(images), len(columns) + 1, squeeze=False)
     for r, image in enumerate(images):
         axs[r, 0].imshow(image)
-        for c, masks in enumerate(columns.values(), 1): axs[r, c].imshow(overlay(image, masks[r], colors, tint=0.55))
+        for c, masks in enumerate(columns.values(), 1): axs[r, c].imshow(overlay(image, masks[r], colors, tint=0.55), interpolation='nearest')
     for ax, word in zip(axs[0], ('photograph', *columns)): ax.set_title(word, fontsize=9)
     for ax in axs.flat: ax.set(xticks=[], yticks=[])
     legend(fig, colors, names)

@@ -196,15 +196,13 @@ def _source(self: Session, size):
     return self._read[size]
 
 # %% ../nbs/14_lab.ipynb #95a48129
-_BUILDING = threading.Lock()
-
 @patch
 def _build(self: Session):
     "Photographs, network, trainer; then a first look."
     wanted, knobs = self._wanted, self.knobs
     source, remark = self._source(wanted.size)
     self._tell('building the network')
-    with _BUILDING: setup = set_up(wanted, source, self._given.device)
+    setup = set_up(wanted, source, self._given.device)
     setup.trainer.knobs, e = knobs, setup.trainer.engine
     run = SimpleNamespace(setup=setup, recipe=wanted, scored=setup.valid[:64],
                           shown=show_eyes(source, pick_eyes(source, setup.valid, self._given.n_eyes), wanted.crop))

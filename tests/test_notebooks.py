@@ -67,7 +67,7 @@ def test_readme_is_made_from_the_index():
 def test_rooms_are_on_the_map():
     "The README's table has a row for each room, and no other."
     listed = re.findall(r'^\| \[\w+\]\(nbs/(\w+\.ipynb)\)', (root/'README.md').read_text(encoding='utf-8'), re.M)
-    assert listed == [title(p) for p in notebooks if re.match(r'\d\d_', p.name)]
+    assert listed == [title(p) for p in notebooks if re.match(r'\d\d_', title(p))]
 
 def test_pages_of_the_site():
     "docs/ has a page for each notebook, and loads nothing from outside."
