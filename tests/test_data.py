@@ -8,7 +8,7 @@ from hypothesis import given, settings, strategies as st
 from safetensors.torch import load, save
 
 from jointseg_nb.data import Augment, Source, Stream, embedded, few, plain_batches, split, standardise, take_window
-from jointseg_nb.noise import KINDS, PartialRandomLabels
+from jointseg_nb.noise import NOISES, PartialRandomLabels
 
 
 @pytest.fixture(scope='module')
@@ -197,7 +197,7 @@ def test_labels_as_evaluation_batches(source):
 # --- noise
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.integers(-1, 4), min_size=1, max_size=200), st.sampled_from(KINDS), st.integers(0, 9), st.floats(0, 1), st.floats(0, 1))
+@given(st.lists(st.integers(-1, 4), min_size=1, max_size=200), st.sampled_from(NOISES), st.integers(0, 9), st.floats(0, 1), st.floats(0, 1))
 def test_noise_nests_and_restores(labels, kind, seed, a, b):
     a, b = sorted((a, b))
     noise = PartialRandomLabels(labels, 5, seed, kind)
