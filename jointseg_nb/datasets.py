@@ -10,6 +10,7 @@ __all__ = ['ALIASES', 'OTHER_COLORS', 'SMALLEST_FIRST', 'RESIZES', 'EMPTY', 'Pro
 
 # %% ../nbs/05_datasets.ipynb #304c253e
 import csv
+import io
 import os
 import re
 import warnings
@@ -143,14 +144,16 @@ def read_photo(
 
 # %% ../nbs/05_datasets.ipynb #ce13ebbd
 def read_mask(
-    path, # mask file: 1-bit, palette, grey 0/1 or 0/255, or colour
+    path, # mask file: 1-bit, palette, grey 0/1 or 0/255, or colour (its brightest channel)
 ): # (H, W) bool
     "Where the lesion is. In a palette image the index counts, not the colour: index 1 may be nearly black."
     with Image.open(path) as im:
         if im.mode in ('1', 'P'): return np.asarray(im) > 0
         level = np.asarray(im.convert('RGB') if im.mode not in ('L', 'I;16', 'I') else im)
     level = level.max(2) if level.ndim == 3 else level
-    return level > level.max() // 2 if level.max() else level > 0
+    if level.max() == 1: return level > 0
+    if 32 <= level.max() < 128: raise ValueError(f'its brightest pixel has level {level.max()}: give lesions 1 or 255 on 0, or save it as a palette image')
+    return level >= 128
 
 # %% ../nbs/05_datasets.ipynb #34b3e80e
 RESIZES = ('cover', 'nearest', 'any')
@@ -292,17 +295,26 @@ COLUMNS = {'image': ('image', 'image name', 'id_code', 'file', 'filename', 'name
 UNKNOWN = ('', 'nan', 'na', 'n/a')
 YES_NO = {'0': 0, '0.0': 0, 'no': 0, 'false': 0, 'no dr': 0, '1': 1, '1.0': 1, 'yes': 1, 'true': 1, 'dr': 1}
 
+# %% ../nbs/05_datasets.ipynb #9b464f6a
+def _csv_rows(text):
+    "Yield (line on which it starts, fields) of every row."
+    reader, line = csv.reader(io.StringIO(text, newline=''), delimiter=';' if ';' in text.split('\n')[0] else ',', strict=True), 1
+    try:
+        for row in reader:
+            yield line, row
+            line = reader.line_num + 1
+    except csv.Error as e: raise csv.Error(f'{e}, in the row that starts on line {line}') from None
+
 # %% ../nbs/05_datasets.ipynb #633a6474
 def read_table(
     path, # CSV file, comma or semicolon
 ): # list of dicts; keys in lower case, 'image', 'grade', 'has_dr', 'patient' where the file calls them otherwise; 'line' counts from 1
     "Rows of a table of labels as it is found in the wild: spaces in the header, empty trailing columns, a byte order mark."
-    text = Path(path).read_text(encoding='utf-8-sig')
-    rows = list(csv.reader(text.splitlines(), delimiter=';' if ';' in text.split('\n')[0] else ','))
-    header = [' '.join(h.split()).lower() for h in rows[0]] if rows else []
+    rows = list(_csv_rows(Path(path).read_text(encoding='utf-8-sig')))
+    header = [' '.join(h.split()).lower() for h in rows[0][1]] if rows else []
     known = {alias: name for name, aliases in COLUMNS.items() for alias in aliases}
     header = [known.get(h, h) for h in header]
-    return [{'line': i, **{h: v.strip() for h, v in zip(header, row) if h}} for i, row in enumerate(rows[1:], 2) if any(v.strip() for v in row)]
+    return [{'line': i, **{h: v.strip() for h, v in zip(header, row) if h}} for i, row in rows[1:] if any(v.strip() for v in row)]
 
 # %% ../nbs/05_datasets.ipynb #76dae0c4
 def parse_label(

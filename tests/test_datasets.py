@@ -1,5 +1,6 @@
 """Readers against trees with every fault we know; the real ones where they are, and twins made of embedded eyes everywhere."""
 import os
+import struct
 import warnings
 from pathlib import Path
 
@@ -81,6 +82,8 @@ FAULTS = {
     'half a grade': (lambda t: swap(t, 2, 'e0.png,1.5'), 'labels.csv line 2', 'not known'),
     'no image column': (lambda t: swap(t, 1, 'patient,grade'), 'labels.csv', "no column 'image'"),
     'empty table': (lambda t: (t/'labels.csv').write_text(''), 'labels.csv', 'no rows'),
+    'quote not closed': (lambda t: append(t, '"e1.png,0'), 'labels.csv', 'in the row that starts on line 10'),
+    'mask neither dark nor bright': (lambda t: Image.new('L', (64, 64), 76).save(mask_of(t)), None, 'brightest pixel has level 76'),
     'not utf-8': (lambda t: (t/'labels.csv').write_bytes('image,grade\nstra\xdfe.png,1\n'.encode('latin-1')), 'labels.csv', 'UTF-8'),
 }
 
@@ -102,7 +105,7 @@ def test_one_fault_is_named_and_nothing_else(tree, fault):
     assert (file or mask_of(tree).name) in found[0].file and words in str(found[0])
 
 
-@pytest.mark.parametrize('fault', [f for f in FAULTS if f not in ('no image column', 'empty table', 'not utf-8')])
+@pytest.mark.parametrize('fault', [f for f in FAULTS if f not in ('no image column', 'empty table', 'quote not closed', 'not utf-8')])
 def test_strict_false_reads_the_rest(tree, fault):
     FAULTS[fault][0](tree)
     with pytest.warns(UserWarning, match='left out'): s = read_folder(tree, 32, strict=False)
@@ -221,6 +224,53 @@ def test_every_form_of_mask(tmp_path, form):
     if form in ('RGB', 'RGBA'): im = Image.fromarray(np.stack([m * 200, m * 0, m * 0], 2)).convert(form)
     file = tmp_path/('m.tif' if form in ('P', 'tif1') else 'm.png'); im.save(file)
     assert np.array_equal(read_mask(file), m > 0)
+
+
+def one_bit_palette_tiff(mask):
+    "A TIFF with one bit for each pixel and a palette whose index 1 is nearly black; Pillow reads such files and writes none."
+    bits = np.packbits(mask, axis=1).tobytes()
+    palette = struct.pack('<6H', 0, 9 * 257, 0, 0, 0, 0)
+    tags = [(256, 4, 1, mask.shape[1]), (257, 4, 1, mask.shape[0]), (258, 3, 1, 1), (259, 3, 1, 1), (262, 3, 1, 3), (273, 4, 1, 8), (277, 3, 1, 1),
+            (278, 4, 1, mask.shape[0]), (279, 4, 1, len(bits)), (320, 3, 6, 8 + len(bits))]
+    return struct.pack('<2sHI', b'II', 42, 8 + len(bits + palette)) + bits + palette + struct.pack('<H', len(tags)) + b''.join(struct.pack('<HHII', *t) for t in tags) + bytes(4)
+
+
+def test_a_palette_of_one_bit_is_read_by_its_index(tmp_path):
+    m = np.zeros((20, 32), np.uint8); m[5:9, 7:20] = 1
+    (tmp_path/'m.tif').write_bytes(one_bit_palette_tiff(m))
+    palette = Image.fromarray(m).convert('P'); palette.putpalette([0, 0, 0, 9, 0, 0]); palette.save(tmp_path/'m.png', bits=1)
+    for name in ('m.tif', 'm.png'):
+        with Image.open(tmp_path/name) as im: assert np.asarray(im.convert('L')).max() < 10
+        assert np.array_equal(read_mask(tmp_path/name), m > 0)
+
+
+@pytest.mark.parametrize('levels,lesion', [([0, 2], []), ([0, 1], [1]), ([1], [1]), ([0], []), ([0, 31], []), ([0, 1, 5, 250, 255], [250, 255]), ([0, 127, 128, 255], [128, 255]),
+                                           ([0, 128], [128]), ([0, 32], None), ([0, 127], None)])
+def test_grey_levels_of_a_mask(tmp_path, levels, lesion):
+    m = np.resize(np.array(levels, np.uint8), (6, 10))
+    Image.fromarray(m).save(tmp_path/'m.png')
+    if lesion is None:
+        with pytest.raises(ValueError, match=f'level {max(levels)}'): read_mask(tmp_path/'m.png')
+    else: assert np.array_equal(read_mask(tmp_path/'m.png'), np.isin(m, lesion))
+
+
+@pytest.mark.parametrize('quality', [40, 75, 95])
+def test_a_mask_saved_as_jpeg(tmp_path, quality):
+    m = np.zeros((64, 64), np.uint8); m[20:31, 9:30] = 255
+    Image.fromarray(m).save(tmp_path/'m.jpg', quality=quality)
+    with Image.open(tmp_path/'m.jpg') as im: assert len(np.unique(np.asarray(im))) > 2
+    assert np.array_equal(read_mask(tmp_path/'m.jpg'), m > 0)
+
+
+def test_line_breaks_in_a_table(tmp_path):
+    file, want = tmp_path/'t.csv', [(3, 'a\nb.png'), (6, 'c.png'), (8, 'd\u2028.png')]
+    for end in '\n', '\r\n', '\r':
+        file.write_bytes('image,"remark\n2"\n"a\nb.png","x,\n"\nc.png,"say ""a"""\n\nd\u2028.png,\n'.replace('\n', end).encode())
+        rows = read_table(file)
+        assert [(r['line'], r['image']) for r in rows] == want and rows[1]['remark 2'] == 'say "a"'
+    for text in '', '\n', 'image,grade\n':
+        file.write_text(text)
+        assert read_table(file) == []
 
 
 @pytest.mark.parametrize('how', ['cover', 'nearest', 'any'])
