@@ -7,8 +7,11 @@ Writes benchmarks/pocket.json: for every condition and seed the scores on held-o
 minutes a run on two cores with bfloat16 units, three times that without.
 """
 import argparse, datetime, json, platform, shlex, sys
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
 from pathlib import Path
 
+import torch
 from tqdm import tqdm
 
 from jointseg_nb.cooperate import set_up
@@ -35,8 +38,10 @@ def condition(name, seed):
     return recipe('pocket', name=name, seed=seed, **changes)
 
 
-def one_run(name, seed, source, every=50):
+def one_run(name, seed, threads=None, every=50):
     "Scores along the way, and on all held-out eyes at the end."
+    if threads: torch.set_num_threads(threads)
+    source = embedded(1000, seed=0, size=recipe('pocket').size)
     setup = set_up(condition(name, seed), source)
     curve = []
     for report in tqdm(setup.trainer.steps(), f'{name}, seed {seed}', setup.trainer.recipe.steps, disable=None):
@@ -50,6 +55,7 @@ def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--seeds', type=int, default=3)
     p.add_argument('--only', default=','.join(CONDITIONS), help='conditions, by comma')
+    p.add_argument('--workers', type=int, default=1, help='trainings at once, one thread each if more than one')
     p.add_argument('--out', default=Path(__file__).with_suffix('.json'), type=Path)
     args = p.parse_args()
     wanted = [(s, c) for s in range(args.seeds) for c in args.only.split(',')]
@@ -57,15 +63,16 @@ def main():
     key = {c: str(condition(c, 0)) for c in CONDITIONS}
     old = json.loads(args.out.read_text()) if args.out.exists() else {}
     runs = [r for r in old.get('runs', []) if old['recipes'].get(r['condition']) == key[r['condition']]]
-    source = embedded(1000, seed=0, size=recipe('pocket').size)
-    for seed, name in wanted:
-        if any(r['seed'] == seed and r['condition'] == name for r in runs): continue
-        run, machine = one_run(name, seed, source)
-        runs.append(run)
-        content = dict(command=shlex.join(['python', 'benchmarks/pocket.py', *sys.argv[1:]]), date=datetime.date.today().isoformat(),
-                       machine=machine | dict(processor=cpu_name()), recipes=key, runs=runs)
-        write_atomic(args.out, json.dumps(content, indent=1))
-        print(f"{name:15s} seed {seed}  lesion mIoU {run['final']['lesion_miou']}  mIoU {run['final']['miou']}  Top-1 {run['final']['top1']}", flush=True)
+    wanted = [w for w in wanted if not any((r['seed'], r['condition']) == w for r in runs)]
+    with ProcessPoolExecutor(args.workers, get_context('spawn')) as pool:
+        jobs = [pool.submit(one_run, name, seed, 1 if args.workers > 1 else None) for seed, name in wanted]
+        for job in as_completed(jobs):
+            run, machine = job.result()
+            runs.append(run)
+            content = dict(command=shlex.join(['python', 'benchmarks/pocket.py', *sys.argv[1:]]), date=datetime.date.today().isoformat(),
+                           machine=machine | dict(processor=cpu_name()), recipes=key, runs=sorted(runs, key=lambda r: (r['seed'], r['condition'])))
+            write_atomic(args.out, json.dumps(content, indent=1))
+            print('{condition:15s} seed {seed}'.format(**run), {k: run['final'][k] for k in ('lesion_miou', 'miou', 'top1')}, flush=True)
 
 
 def cpu_name():

@@ -25,9 +25,9 @@ def add_recipe_options(
     "One option per field of `Recipe`."
     group, comments = parser.add_argument_group('fields of the recipe'), docments(Recipe)
     for f in fields(Recipe):
-        if f.name in ('name', 'crop_'): continue
+        if f.name == 'name': continue
         kind = type(f.default)
-        how = dict(action=argparse.BooleanOptionalAction) if kind is bool else dict(type=kind, metavar=kind.__name__)
+        how = dict(action=argparse.BooleanOptionalAction) if kind is bool else dict(type=kind, metavar=kind.__name__, choices=CHOICES.get(f.name))
         group.add_argument('--' + f.name.replace('_', '-'), default=None, help=(comments[f.name] or '').replace('%', '%%'), **how)
 
 # %% ../nbs/16_commands.ipynb #bb96ace3
@@ -49,7 +49,7 @@ def train_parser():
     p.add_argument('--out', required=True, help='the folder of the run')
     p.add_argument('--overwrite', action='store_true', help='replace an earlier run in that folder')
     p.add_argument('--device', help='cuda, mps or cpu (default: the best there is)')
-    p.add_argument('--every', type=int, default=20, help='steps between two looks at the held-out photographs')
+    p.add_argument('--every', type=int, default=20, metavar='STEPS', help='steps between two looks at the held-out photographs')
     add_recipe_options(p)
     return p
 
@@ -63,6 +63,7 @@ def run_command(
     args = parser.parse_args(argv)
     try: do(args)
     except (ValueError, OSError) as e: parser.exit(2, f'{parser.prog}: {e}\n')
+    except FloatingPointError as e: parser.exit(1, f'{parser.prog}: {e}. What was trained before is kept.\n')
     except KeyboardInterrupt: parser.exit(130, f'\n{parser.prog}: interrupted\n')
 
 # %% ../nbs/16_commands.ipynb #273b73ad

@@ -26,6 +26,7 @@ def confusion(
     "The confusion matrix of `pred` against `true`."
     pred, true = pred.flatten().long(), true.flatten().long()
     keep = (true >= 0) & (true < n)
+    if keep.any() and not 0 <= pred[keep].min() <= pred[keep].max() < n: raise ValueError(f"pred holds {pred[keep].max()}, but there are n={n} classes: 0 to {n - 1}")
     return torch.bincount(true[keep]*n + pred[keep], minlength=n*n).reshape(n, n)
 
 # %% ../nbs/10_evaluate.ipynb #05368727
@@ -98,6 +99,8 @@ def evaluate(
     "Count both agents' predictions on a set of photographs."
     engine = engine or Engine(next(model.parameters()).device, 'float32')
     n, k, was = source.n_classes, source.n_labels, model.training
+    has = model.config['n_classes'], model.config['n_labels']
+    if has != (n, k): raise ValueError(f"model tells {has[0]} mask classes and {has[1]} grades, source has {n} and {k}: {', '.join(source.mask_classes)}; {', '.join(source.label_names)}")
     masks, labels = torch.zeros(n, n, dtype=torch.long), torch.zeros(k, k, dtype=torch.long)
     model.eval()
     for b in plain_batches(source, torch.arange(len(source)) if indices is None else indices, batch_size, crop=crop):

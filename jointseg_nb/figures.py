@@ -40,9 +40,9 @@ def overlay(
     tint=0.25,             # opacity inside, 0 to 1
     scale=1,               # integer enlargement, for small pictures
 ):  # (H*scale, W*scale, 3) uint8
-    "The photograph with its lesions outlined and tinted."
+    "The photograph with its lesions outlined and tinted; greyish where the mask is unknown."
     image, mask = (np.asarray(a).repeat(scale, 0).repeat(scale, 1) for a in (image, mask))
-    flat, lesion = colorize(mask, colors), ((mask > 0) & (mask != 255))[..., None]
+    flat, lesion = colorize(mask, colors), (mask > 0)[..., None]
     out = np.where(lesion, image*(1 - tint) + flat*tint, image).astype(np.uint8)
     return np.where(_edges(mask)[..., None], flat, out)
 
@@ -64,7 +64,7 @@ def comparison(
             axs[r, c].imshow(pictures[c] if r == 0 else overlay(images[c], pictures[c], colors, tint=0.55), interpolation='nearest')
             axs[r, c].set(xticks=[], yticks=[], title=titles[c] if titles and r == 0 else '')
         axs[r, 0].set_ylabel(row)
-    legend(fig, colors, names)
+    legend(fig, colors, names, any((np.asarray(m) == 255).any() for m in masks.values()))
     fig.suptitle(title)
     return fig
 
@@ -73,8 +73,10 @@ def legend(
     fig,                   # a matplotlib Figure
     colors=LESION_COLORS,  # (n,3) uint8
     names=LESIONS,         # n names, background first
+    unknown=False,         # is there a mask that is not known?
 ):
     "The colour table below a figure."
+    if unknown: colors, names = [*colors, (96, 96, 96)], [*names, 'unknown']
     patches = [Patch(facecolor=np.asarray(c)/255, edgecolor='0.5', lw=0.5, label=l) for c, l in zip(colors[1:], names[1:])]
     fig.legend(handles=patches, loc='outside lower center', ncols=min(6, len(patches)), fontsize=7, frameon=False)
 

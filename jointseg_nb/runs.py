@@ -138,7 +138,7 @@ def write_atomic(
     os.replace(part, path)
 
 # %% ../nbs/08_runs.ipynb #724127f0
-HISTORY_COLUMNS = ('step', 'seconds', 'clf_loss', 'seg_loss', 'cosine', 'lr_clf', 'lr_seg', 'lr_ratio', 'label_noise',
+HISTORY_COLUMNS = ('step', 'seconds', 'clf_loss', 'seg_loss', 'cosine', 'lr_clf_M', 'lr_clf_C', 'lr_seg_M', 'lr_seg_S', 'lr_ratio', 'label_noise',
            'miou', 'lesion_miou', 'top1', 'knobs')
 RUN_FILES = ('recipe.json', 'history.csv', 'metrics.json', 'model.safetensors', 'masks.png', 'strip.png', 'film.gif')
 
