@@ -1,5 +1,6 @@
 """The network's mechanism: files, precision, layout, sizes. What it means is in notebooks 01 to 03."""
 import copy, json
+from pathlib import Path
 import pytest, torch
 from hypothesis import given, settings, strategies as st
 from safetensors import safe_open
@@ -8,6 +9,8 @@ from jointseg_nb import agents
 from jointseg_nb.agents import JointSeg, _digest
 from jointseg_nb.attention import ATTENTIONS
 from jointseg_nb.blocks import count_flops
+from jointseg_nb.data import embedded
+from jointseg_nb.evaluate import evaluate
 
 tiny = dict(size='small', widths=(16, 16, 24), c_width=32, n_labels=3, n_classes=4)
 
@@ -183,7 +186,13 @@ def test_compiled_and_rewired():
         model.switches = on
         for a, b in zip(fast(x), model(x)): assert torch.allclose(a, b, atol=1e-5)
 
-def test_pretrained_loads_or_says_what_to_do():
-    try: model = JointSeg.pretrained()
-    except FileNotFoundError as e: assert 'jointseg-train' in str(e)
-    else: assert model.segment(torch.zeros(1, 3, model.stride*2, model.stride*2)).isfinite().all()
+def test_the_shipped_model_is_small_and_finds_lesions():
+    "It is in the package, and good on eyes that it was not trained on."
+    assert Path(agents.__file__).with_name('pocket.safetensors').stat().st_size <= 3_000_000
+    model = JointSeg.pretrained()
+    scores = evaluate(model, embedded(50, seed=2, size=model.meta['size'])).metrics()
+    assert scores['lesion_miou'] >= .5 and scores['top1'] > scores['majority'] + .2, scores
+
+def test_a_package_without_its_model_says_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setattr(agents, '__file__', str(tmp_path/'agents.py'))
+    with pytest.raises(FileNotFoundError, match='jointseg-train'): JointSeg.pretrained()

@@ -149,6 +149,7 @@ def test_wheel_holds_the_package_alone(wheel):
     assert all(f.startswith(('jointseg_nb/', info)) for f in files), files
     here = {f.relative_to(root).as_posix() for f in package.iterdir() if f.suffix in ('.py', '.safetensors', '.json')}
     assert {f for f in files if not f.startswith(info)} == here
+    assert 'jointseg_nb/pocket.safetensors' in files, 'the trained model does not ship'
     assert info + 'licenses/LICENSE' in files
 
 def test_wheel_metadata(wheel):

@@ -3,13 +3,25 @@
 The same notebooks give the same bytes, so docs/ is committed. Outputs are those saved in the notebooks; nothing is run but
 the imports that the reference tables need.
 """
-import json, os, re, shutil, subprocess, sys, tempfile
+import hashlib, json, os, re, shutil, subprocess, sys, tempfile
 from pathlib import Path
 
 root = Path(__file__).resolve().parent.parent
 docs, proc, katex = root/'docs', root/'_proc', root/'docs'/'katex'
 katex_version = '0.16.11'
 katex_cdn = f'https://cdn.jsdelivr.net/npm/katex@{katex_version}/dist'
+
+def joined(value): return ''.join(value) if isinstance(value, list) else value
+
+def digest(
+    notebook:Path, # a notebook
+)->str:            # 16 hexadecimal digits, the same for the same sources and outputs
+    "What a page was made from, in short: sources and outputs count, cell numbers and the file's layout do not."
+    shown = []
+    for c in json.loads(notebook.read_text(encoding='utf-8'))['cells']:
+        outputs = [(joined(o.get('text')), {k: joined(v) for k, v in o.get('data', {}).items()}) for o in c.get('outputs', ())]
+        shown.append((c['cell_type'], joined(c['source']), outputs))
+    return hashlib.sha256(json.dumps(shown, sort_keys=True).encode()).hexdigest()[:16]
 
 def prepare():
     "Let nbdev turn the notebooks into pages: directives applied, reference tables added."
@@ -80,15 +92,18 @@ def fetch_katex():
     (katex/'katex.min.css').write_text(css, encoding='utf-8')
 
 def publish(
-    site:Path, # what smalldocs built
+    site:Path,      # what smalldocs built
+    notebooks:dict, # page, as a path in the site, to the notebook it was made from
 ):
-    "Replace docs/ by the new site, with the math typesetter beside it instead of on a server."
+    "Replace docs/ by the new site: the math typesetter beside it instead of on a server, each notebook's digest in its page."
     if not (katex/'katex.min.js').exists(): fetch_katex()
     for page in site.glob('**/*.html'):
         up = '../' * len(page.relative_to(site).parent.parts)
         text = page.read_text(encoding='utf-8').replace(katex_cdn, f'{up}katex')
         outside = re.findall(r'<(?:script|img|iframe)[^>]*\bsrc="(https?:[^"]*)|<link[^>]*stylesheet[^>]*href="(https?:[^"]*)', text)
         if outside: sys.exit(f'docs: {page.name} would load from outside: {outside}')
+        made_from = notebooks.get(page.relative_to(site))
+        if made_from: text = text.replace('</head>', f'<meta name="jointseg-notebook" content="{digest(made_from)}">\n</head>', 1)
         page.write_text(text, encoding='utf-8')
     (site/'search.json').unlink(missing_ok=True) # a page read from disk cannot fetch it
     for old in docs.iterdir():
@@ -112,7 +127,7 @@ def main():
               [new for old, new in names if old.parts[0] == 'lessons'])
     site = build(proc, quiet=True)
     for w in site.warnings: print(f'docs: {w}')
-    publish(proc/'site')
+    publish(proc/'site', {new.relative_to(proc).with_suffix('.html'): root/'nbs'/old.relative_to(proc) for old, new in moved.items()})
     shutil.rmtree(proc)
     print(f'docs: {len(pages)} pages; open docs/index.html')
 
