@@ -8,7 +8,7 @@ __all__ = ['STATES', 'Snapshot', 'Pace', 'thin', 'attention_table', 'Session', '
            'Panel', 'live']
 
 # %% ../nbs/14_lab.ipynb #96e27985
-import html, io, math, threading, time, warnings
+import html, io, math, threading, time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType, SimpleNamespace
@@ -23,12 +23,12 @@ import ipywidgets as widgets
 # %% ../nbs/14_lab.ipynb #c33c96a4
 from .agents import SIZES
 from .attention import attention_ratio, possible_switches
-from .cooperate import LIVE, Knobs, rates, set_up
-from .data import Source
-from .datasets import read
+from .cooperate import AGENTS, LIVE, Knobs, rates, set_up
+from .data import Source, split
+from .datasets import LABELS, read
 from .evaluate import evaluate, predict
 from .figures import curves, film_frame
-from .fit import Shown, pick_eyes, show_eyes
+from .fit import Shown, held_out, pick_eyes, show_eyes
 from .fundus import eyes
 from .runs import recipe
 
@@ -55,7 +55,7 @@ class Snapshot:
     scored: int = 0           # step of that evaluation
     shown: Shown = None       # the eyes; None while preparing
     masks: np.ndarray = None  # predicted for them, (n,H,W) uint8
-    grades: tuple = ()        # predicted for them, names
+    grades: tuple = ()        # predicted for them, names; '–' where nobody can learn to grade
     seen: int = -1            # step of these predictions
     speed: float = 0.         # images a second
     engine: str = ''          # device and precision
@@ -112,13 +112,14 @@ class Session:
         n_eyes=4,             # held-out eyes to show
         evaluate_every=None,  # steps between two evaluations; None: so that they take 5% of the time
         n_source=1000,        # how many embedded eyes, if it is those
-        label=None,           # what the classifier learns from a folder: 'grade', 'has_dr'; None: 'grade' where it can
+        label=None,           # what the classifier learns from a folder, see `datasets.read`; None: what can be learnt
     ):
         self._given = SimpleNamespace(source=source, n_source=n_source, label=label, device=device, n_eyes=n_eyes)
         self.evaluate_every, self._read, self._snap = evaluate_every, {}, Snapshot()
         self._cv, self._turn = threading.Condition(threading.RLock()), threading.Lock()
         self._thread, self._painter, self._listeners = None, None, []
-        self._begin(recipe or _pocket())
+        self._good = recipe or _pocket()
+        self._begin(self._good)
 
     @property
     def snapshot(self): return self._snap
@@ -126,113 +127,149 @@ class Session:
 # %% ../nbs/14_lab.ipynb #27f73010
 def _pocket(): return recipe('pocket')
 
+# %% ../nbs/14_lab.ipynb #09432a7a
+class _Training:
+    "A recipe and all that has come of it."
+    def __init__(self, recipe):
+        self.recipe, self.knobs, self.rows, self.built = recipe, Knobs(), [], False
+        self.setup, self.shown, self.scored = None, None, None
+        self.looking, self.scoring = Pace(0.05, least=0.25), Pace(0.05, least=1.)
+
+    @property
+    def done(self): return self.built and self.setup.trainer.step_done >= self.recipe.steps
+
 # %% ../nbs/14_lab.ipynb #949e643e
 @patch
 def _begin(self: Session, recipe, switches=None):
     "A new training is wanted: forget the old one."
-    self.recipe, self._wanted, self._run, self.error = recipe, recipe, None, None
-    self.knobs, self._rows, self._todo, self._mode = Knobs(), [], 0, 'pause'
-    self._looking, self._scoring = Pace(0.05, least=0.25), Pace(0.05, least=1.)
     self.possible = _tuples(possible_switches(a, recipe.attention) for a in attention_table(recipe)[1].values())
+    self._run, self.error, self._todo, self._mode = _Training(recipe), None, 0, 'pause'
     values = {k: getattr(recipe, k) for k in LIVE if k != 'switches'} | dict(switches=self.possible)
     now = rates(recipe.lr, recipe.lr_ratio, recipe.ratio_on)
     self._snap = Snapshot(seq=self._snap.seq, total=recipe.steps, rates=MappingProxyType(now), values=MappingProxyType(values))
-    self._publish()
+    self._publish(self._run)
     if switches is not None and np.shape(switches) == np.shape(self.possible): self.set(switches=switches)
 
 def _tuples(matrix): return tuple(tuple(bool(x) for x in row) for row in matrix)
 
 # %% ../nbs/14_lab.ipynb #f942e6ef
 @patch
-def _publish(self: Session, **changes):
-    "The next snapshot: the last one with changes."
+def _publish(self: Session, run, **changes):
+    "The next snapshot: the last one with changes; none, and False, if they come of a training that a reset has replaced."
     with self._cv:
+        if self._run is not run: return False
         self._snap = replace(self._snap, seq=self._snap.seq + 1, **changes)
         self._cv.notify_all()
         for listen in self._listeners: listen()
+        return True
 
 # %% ../nbs/14_lab.ipynb #d44ed45f
 class Stopped(Exception):
     "The thread was asked to stop."
 
 @patch
-def _tell(self: Session, message):
+def _tell(self: Session, run, message):
     "Say what is being prepared; leave if that is no longer wanted."
-    if self._mode == 'stop': raise Stopped
-    self._publish(state='preparing', message=message)
+    if self._mode == 'stop' or not self._publish(run, state='preparing', message=message): raise Stopped
 
 # %% ../nbs/14_lab.ipynb #26aff1a8
 @patch
-def _embedded(self: Session, n, size):
+def _embedded(self: Session, run, n):
     "The first `n` embedded eyes, as `data.embedded` makes them."
     parts = []
     for start in range(0, n, 50):
-        self._tell(f'drawing eyes: {start} of {n}')
-        parts.append(eyes(min(50, n - start), seed=0, size=size, start=start))
-    images, masks, labels = (np.concatenate(p) for p in zip(*parts))
-    return Source(torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(masks), labels=labels,
-                  names=[f'eye {i}' for i in range(n)], title='embedded eyes, seed 0')
+        self._tell(run, f'drawing eyes: {start} of {n}')
+        parts.append(eyes(min(50, n - start), seed=0, size=run.recipe.size, start=start))
+    images, masks, labels = (torch.from_numpy(np.concatenate(p)) for p in zip(*parts))
+    return Source(images.permute(0, 3, 1, 2).contiguous(), masks, labels=labels, names=[f'eye {i}' for i in range(n)], title='embedded eyes, seed 0')
 
 # %% ../nbs/14_lab.ipynb #74ae00c4
 @patch
-def _folder(self: Session, path, size):
-    "The data set in a folder, and a remark on it."
-    label = None if self._given.label == 'auto' else self._given.label
-    self._tell(f'reading {Path(path).name} at {size} px')
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')
-        source = read(path, size=size, label=label or 'grade')
-        if label or len(source.labels[source.gradable].unique()) != 1: return source, ''
-        return read(path, size=size, label='has_dr'), "its known grades are all the same, so the classifier learns 'has_dr'"
+def _source(self: Session, run):
+    "The photographs, read once for each size."
+    g, size = self._given, run.recipe.size
+    if isinstance(g.source, Source): return g.source
+    if size not in self._read:
+        if g.source is not None: self._tell(run, f'reading {Path(g.source).name} at {size} px')
+        self._read = {size: self._embedded(run, g.n_source) if g.source is None else read(g.source, size=size, label=g.label or 'auto')}
+    return self._read[size]
 
 # %% ../nbs/14_lab.ipynb #10f1edd5
 @patch
-def _source(self: Session, size):
-    "The photographs, read once for each size, and a remark."
-    g = self._given
-    if isinstance(g.source, Source): return g.source, ''
-    if size not in self._read:
-        self._read = {size: (self._embedded(g.n_source, size), '') if g.source is None else self._folder(g.source, size)}
-    return self._read[size]
+def _fitting(self: Session, run, source):
+    "The recipe; with one agent alone where the photographs can teach only that one, and no label was asked for by name."
+    r, g = run.recipe, self._given
+    if r.agents != 'both' or g.label not in (None, 'auto'): return r
+    train, _ = split(source, valid=r.valid, seed=r.seed)
+    labels, masks = source.labels[train], source.has_mask[train]
+    able = len(labels[labels >= 0].unique()) > 1, bool(masks.any())
+    alone = {(True, False): 'classifier', (False, True): 'segmenter'}.get(able)
+    return replace(r, agents=alone) if alone else r
+
+# %% ../nbs/14_lab.ipynb #bb8de89c
+@patch
+def _remark(self: Session, setup):
+    "What should be known about these photographs."
+    able, names, left = setup.trainer.able, setup.source.label_names, len(getattr(setup.source, 'problems', ()))
+    chosen = self._given.label in (None, 'auto') and self._given.source is not None and not isinstance(self._given.source, Source)
+    said = ["no labels that differ: the segmenter trains alone"] if 'clf' not in able else ["no masks: the classifier trains alone"] if 'seg' not in able else []
+    if chosen and 'clf' in able and names == LABELS['has_dr']: said.append("the grades are all alike or unknown: the classifier learns 'has_dr'")
+    if left: said.append(f'{left} files could not be used')
+    return '; '.join(said)
 
 # %% ../nbs/14_lab.ipynb #95a48129
 @patch
-def _build(self: Session):
+def _build(self: Session, run):
     "Photographs, network, trainer; then a first look."
-    wanted, knobs = self._wanted, self.knobs
-    source, remark = self._source(wanted.size)
-    self._tell('building the network')
-    setup = set_up(wanted, source, self._given.device)
-    setup.trainer.knobs, e = knobs, setup.trainer.engine
-    run = SimpleNamespace(setup=setup, recipe=wanted, scored=setup.valid[:64],
-                          shown=show_eyes(source, pick_eyes(source, setup.valid, self._given.n_eyes), wanted.crop))
-    first = dict(shown=run.shown, engine=f'{e.device} {e.precision}') | self._look(run)
+    source = self._source(run)
+    run.recipe = self._fitting(run, source)
+    self._tell(run, 'building the network')
+    s = run.setup = set_up(run.recipe, source, self._given.device)
+    run.scored, run.shown = held_out(s, 64), show_eyes(source, pick_eyes(source, s.valid, self._given.n_eyes), run.recipe.crop)
+    e, remark = s.trainer.engine, self._remark(s)
+    first = dict(shown=run.shown, engine=f'{e.device} {e.precision}', remark=remark, message='') | self._look(run)
     with self._cv:
-        if self._wanted is not wanted: return
-        self._run, self._wanted = run, None
-        self._publish(state='running' if self._mode == 'run' else 'ready', message='', remark=remark, **first)
+        if self._run is run: first |= self._take_over(run)
+        self._publish(run, state='running' if self._mode == 'run' else 'ready', **first)
+    return True
+
+# %% ../nbs/14_lab.ipynb #57b4fa5a
+@patch
+def _take_over(self: Session, run):
+    "From now on the trainer's mailbox; a choice of agents that it cannot follow is dropped."
+    new, run.knobs, run.built = run.knobs.take(), run.setup.trainer.knobs, True
+    if not set(AGENTS[new.get('agents', run.recipe.agents)]) <= set(run.knobs.able): del new['agents']
+    run.knobs.set(**new)
+    values = {**self._snap.values, 'agents': new.get('agents', run.recipe.agents)}
+    return dict(values=MappingProxyType(values), waiting=tuple(k for k in self._snap.waiting if k in new))
 
 # %% ../nbs/14_lab.ipynb #8e7b4df8
 @patch(as_prop=True)
 def setup(self: Session):
     "The `cooperate.Setup` in use, None while there is none. To look at while the session rests."
-    return None if self._run is None else self._run.setup
+    return self._run.setup if self._run.built else None
+
+@patch(as_prop=True)
+def recipe(self: Session):
+    "The `Recipe` in use; knobs that have moved since are in the snapshot's `values`."
+    return self._run.recipe
 
 # %% ../nbs/14_lab.ipynb #a97f4d5e
 @patch
 def _look(self: Session, run):
     "What both agents say of the shown eyes now."
     trainer, names = run.setup.trainer, run.setup.source.label_names
-    with self._looking: seen = predict(trainer.model, run.shown.images, trainer.engine)
+    with run.looking: seen = predict(trainer.model, run.shown.images, trainer.engine)
     seen.masks.setflags(write=False)
-    return dict(masks=seen.masks, grades=tuple(names[i] for i in seen.grades), seen=trainer.step_done)
+    grades = tuple(names[i] if 'clf' in trainer.able else '–' for i in seen.grades)
+    return dict(masks=seen.masks, grades=grades, seen=trainer.step_done)
 
 # %% ../nbs/14_lab.ipynb #dbacf38c
 @patch
 def _score(self: Session, run):
     "The scores on up to 64 held-out eyes."
     t = run.setup.trainer
-    with self._scoring: counted = evaluate(t.model, run.setup.source, run.scored, run.recipe.crop, engine=t.engine)
+    with run.scoring: counted = evaluate(t.model, run.setup.source, run.scored, run.recipe.crop, engine=t.engine)
     return dict(scores=MappingProxyType(counted.metrics()), scored=t.step_done)
 
 # %% ../nbs/14_lab.ipynb #bffcd6da
@@ -240,24 +277,22 @@ def _score(self: Session, run):
 def _looks(self: Session, run, step, rest):
     "What is due to be looked at after this step: changes to the snapshot."
     every, last, new = self.evaluate_every, step >= run.recipe.steps, {}
-    if last or (step % every == 0 if every else self._scoring.due()): new |= self._score(run)
-    if rest or last or self._looking.due(): new |= self._look(run)
+    if last or (step % every == 0 if every else run.scoring.due()): new |= self._score(run)
+    if rest or last or run.looking.due(): new |= self._look(run)
     return new
 
 # %% ../nbs/14_lab.ipynb #f08f4370
 @patch
-def _step(self: Session, rest=False):
+def _step(self: Session, run, rest=False):
     "One step of the trainer, and a snapshot of what came of it."
-    run, old = self._run, self._snap.speed
-    if run is None: return
-    report = run.setup.trainer.step()
+    t = run.setup.trainer
+    report = t.step()
     new = self._looks(run, report.step, rest)
     speed = report.images / max(report.seconds, 1e-9)
     with self._cv:
-        if self._run is not run: return
-        self._rows = thin([*self._rows, _row(report, new)])
-        self._publish(state='paused' if rest else 'running', message='', step=report.step, history=tuple(self._rows), waiting=self._waiting(run),
-                      changes=tuple(run.setup.trainer.log), rates=MappingProxyType(report.rates), speed=0.8*old + 0.2*speed if old else speed, **new)
+        run.rows, old = thin([*run.rows, _row(report, new)]), self._snap.speed
+        self._publish(run, state='paused' if rest else 'running', message='', step=report.step, history=tuple(run.rows), waiting=self._waiting(run),
+                      changes=tuple(t.log), rates=MappingProxyType(report.rates), speed=0.8*old + 0.2*speed if old else speed, **new)
 
 # %% ../nbs/14_lab.ipynb #9eeaa03e
 def _row(report, new):
@@ -277,58 +312,62 @@ def _waiting(self: Session, run):
 def _work(self: Session):
     "What the thread does, from its start to its end."
     with self._turn:
-        try:
-            while self._next(): pass
-        except Stopped: self._leave('stopped')
-        except Exception as e: self._fail(e)
+        while self._next(): pass
 
-# %% ../nbs/14_lab.ipynb #2d715300
 @patch
 def _next(self: Session):
     "Wait for something to do, and do it; False when the thread shall end."
-    if self._idle() and self._snap.state == 'running': self._come_to_rest()
     with self._cv:
-        self._cv.wait_for(lambda: not self._idle())
-        if self._mode == 'stop': return self._leave('stopped')
-        build, single = self._wanted is not None, self._mode == 'pause'
-    if build: self._build()
-    elif self._done(): return self._leave('finished')
-    else: self._step(rest=single)
+        self._cv.wait_for(lambda: not self._idle() or self._snap.state == 'running')
+        run, mode, idle = self._run, self._mode, self._idle()
+    try: return self._come_to_rest(run) if idle else self._do(run, mode)
+    except Stopped: return self._leave(run, 'stopped')
+    except Exception as e: return self._fail(run, e)
+
+# %% ../nbs/14_lab.ipynb #2d715300
+@patch
+def _do(self: Session, run, mode):
+    "One thing. True, or False when the thread shall end."
+    if mode == 'stop': return self._leave(run, 'stopped')
+    if not run.built: return self._build(run)
+    if run.done: return self._leave(run, 'finished')
+    self._step(run, rest=mode == 'pause')
     with self._cv:
-        if single and not build and self._todo: self._todo -= 1; self._cv.notify_all()
+        if mode == 'pause' and self._run is run and self._todo: self._todo -= 1; self._cv.notify_all()
     return True
 
 # %% ../nbs/14_lab.ipynb #bb8b1061
 @patch
-def _idle(self: Session): return self._mode == 'pause' and not self._todo and self._wanted is None
+def _idle(self: Session): return self._mode == 'pause' and not self._todo and (self._run.built or self.error is not None)
 
 @patch
-def _done(self: Session): return self._run is not None and self._run.setup.trainer.step_done >= self._run.recipe.steps
-
-@patch
-def _come_to_rest(self: Session):
+def _come_to_rest(self: Session, run):
     "A last look before the pause."
-    run = self._run
-    new = self._look(run) if run else {}
-    with self._cv:
-        if self._run is run: self._publish(state='paused', **new)
+    self._publish(run, state='paused', **self._look(run))
+    return True
 
 # %% ../nbs/14_lab.ipynb #32eaae69
 @patch
-def _leave(self: Session, state):
-    "The thread ends in peace."
+def _leave(self: Session, run, state):
+    "The end, in peace; True if there is a new training to care for."
     message = dict(finished='the schedule is over: Reset starts a new run', stopped='Run goes on from here')[state]
-    with self._cv:
-        self._thread, self._todo, self._mode = None, 0, 'pause'
-        self._publish(state=state, message=message)
-    return False
+    return self._end(run, state=state, message=message)
 
 @patch
-def _fail(self: Session, error):
-    "The thread ends because of an exception."
+def _fail(self: Session, run, error):
+    "The end, because of an exception; True if there is a new training to care for."
     with self._cv:
-        self.error, self._thread, self._todo, self._mode = error, None, 0, 'pause'
-        self._publish(state='failed', message='Reset starts over', error=f'{type(error).__name__}: {error}')
+        if self._run is run: self.error = error
+        return self._end(run, state='failed', message='Reset starts over', error=f'{type(error).__name__}: {error}')
+
+@patch
+def _end(self: Session, run, **said):
+    with self._cv:
+        if self._run is not run: return True
+        if self._thread is threading.current_thread(): self._thread = None
+        self._todo, self._mode = 0, 'pause'
+        self._publish(run, **said)
+        return False
 
 # %% ../nbs/14_lab.ipynb #f5b2cf95
 @patch
@@ -336,9 +375,9 @@ def run(self: Session):
     "Train in the background until the schedule is over or somebody says `pause`. Returns at once."
     with self._cv:
         self._refuse_failed()
-        if self._done(): return self
+        if self._run.done: return self
         self._mode, self._todo = 'run', 0
-        self._publish(state='preparing' if self._wanted else 'running', message='')
+        self._publish(self._run, state='running' if self._run.built else 'preparing', message='')
         self._ensure_thread()
     return self
 
@@ -373,7 +412,7 @@ def _ensure_thread(self: Session):
 def prepare(self: Session):
     "Read and build in the background, and wait there for `run`. Returns at once."
     with self._cv:
-        if self._wanted is not None and self.error is None: self._ensure_thread()
+        if not self._run.built and self.error is None: self._ensure_thread()
     return self
 
 # %% ../nbs/14_lab.ipynb #b557f01d
@@ -385,25 +424,38 @@ def step(self: Session,
     "Do `n` steps, then rest."
     with self._cv:
         self._refuse_failed()
-        if self._done(): return self._snap
-        if self._thread is None and not wait: self._ensure_thread()
-        if self._thread is None: here = True
-        else:
-            here, self._mode, self._todo = False, 'pause', self._todo + n
-            self._cv.notify_all()
+        run, here = self._run, self._thread is None and wait
+        if run.done: return self._snap
+        if not here:
+            self._mode, self._todo = 'pause', self._todo + n
+            self._ensure_thread()
             if wait: self._cv.wait_for(lambda: not self._todo or self._thread is None)
-    if here: self._step_here(n)
+            if wait and self._run is run and self.error is not None: raise self.error
+    if here: self._step_here(run, n)
     return self._snap
 
 # %% ../nbs/14_lab.ipynb #f778dca5
 @patch
-def _step_here(self: Session, n):
+def _step_here(self: Session, run, n):
     "Steps in the thread of the caller."
     with self._turn:
-        if self._wanted is not None: self._build()
-        n = min(n, self._run.recipe.steps - self._run.setup.trainer.step_done)
-        for i in range(n): self._step(rest=i == n - 1)
-        if self._done(): self._leave('finished')
+        try: self._steps(run, n)
+        except Stopped: self._leave(run, 'stopped')
+        except Exception as e:
+            self._fail(run, e)
+            raise
+        except KeyboardInterrupt:
+            self._publish(run, state='paused' if run.built else 'ready', message='interrupted: Run goes on from here')
+            raise
+
+@patch
+def _steps(self: Session, run, n):
+    "Build, if that is still to do; then `n` steps, or as many as are left."
+    if not run.built: self._build(run)
+    left = min(n, run.recipe.steps - run.setup.trainer.step_done)
+    for i in range(left):
+        if self._run is run: self._step(run, rest=i == left - 1)
+    if run.done: self._leave(run, 'finished')
 
 # %% ../nbs/14_lab.ipynb #bc99dfef
 @patch
@@ -411,11 +463,11 @@ def set(self: Session,
     **knobs,  # any of `cooperate.LIVE`: lr, lr_ratio, weight_decay, label_noise, augment, agents, switches
 ):
     "Move knobs; the next step is done with them."
-    if 'switches' in knobs: knobs['switches'] = self._check_switches(knobs['switches'])
     with self._cv:
-        self.knobs.set(**knobs)
+        if 'switches' in knobs: knobs['switches'] = self._check_switches(knobs['switches'])
+        self._run.knobs.set(**knobs)
         waiting = tuple(dict.fromkeys((*self._snap.waiting, *knobs)))
-        self._publish(values=MappingProxyType({**self._snap.values, **knobs}), waiting=waiting)
+        self._publish(self._run, values=MappingProxyType({**self._snap.values, **knobs}), waiting=waiting)
     return self
 
 @patch
@@ -431,12 +483,20 @@ def reset(self: Session,
     **changes,  # fields of `Recipe` to change
 ):
     "Start over at step 0, knobs as they stand."
-    live = {k: v for k, v in self._snap.values.items() if k != 'switches'}
-    new, on = replace(self.recipe, **(live | changes)), self._snap.values['switches']
     with self._cv:
+        stands, on = self._stands(), self._snap.values['switches']
+        new = replace(stands, **changes)
+        if self._run.built: self._good = stands
         self._begin(new, None if on == self.possible else on)
         if self._listeners or self._thread: self._ensure_thread()
     return self
+
+@patch
+def _stands(self: Session):
+    "The recipe with the knobs as they stand; the last one that worked, if this one never did."
+    run, live = self._run, {k: v for k, v in self._snap.values.items() if k != 'switches'}
+    if run.built or self.error is None: return replace(run.recipe, **live)
+    return replace(self._good, **{k: v for k, v in live.items() if v != getattr(run.recipe, k)})
 
 # %% ../nbs/14_lab.ipynb #6861a7a7
 @patch
@@ -579,9 +639,13 @@ class Painter:
     def work(self):
         "Paint, rest, look again; leave when there is nothing new."
         snap = None
-        while (snap := self.news(snap)) is not None:
-            for p in tuple(self.panels): p.paint(snap)
-            time.sleep(0.25)
+        try:
+            while (snap := self.news(snap)) is not None:
+                for p in tuple(self.panels): self.paint(p, snap)
+                time.sleep(0.25)
+        finally:
+            with self.session._cv:
+                if self.thread is threading.current_thread(): self.thread = None
 
 # %% ../nbs/14_lab.ipynb #98e44340
 @patch
@@ -592,6 +656,15 @@ def news(self: Painter, painted):
         cv.wait_for(lambda: s._snap is not painted, timeout=1)
         if s._snap is not painted and self.panels: return s._snap
         self.thread = None
+
+@patch
+def paint(self: Painter, panel, snap):
+    "One panel; one that can neither be painted nor say so is dropped."
+    try:
+        try: panel.paint(snap)
+        except Exception as e: panel.complain(f'this panel could not be painted ({type(e).__name__}: {e})')
+    except Exception:
+        if panel in self.panels: self.panels.remove(panel)
 
 # %% ../nbs/14_lab.ipynb #8d61bbdb
 _STYLE = '''<style>
@@ -715,6 +788,13 @@ def _ask(self: Panel, wish):
     except Exception as e: self._complaint = str(e)
     self._say(self.session.snapshot)
 
+@patch
+def complain(self: Panel,
+    text,  # what is wrong
+):
+    "Show an error; the session is not concerned."
+    self.texts['error'].value = f'<b role="alert">{html.escape(text)}</b>'
+
 # %% ../nbs/14_lab.ipynb #8850ae55
 @patch
 def _turned(self: Panel, name, value):
@@ -723,6 +803,7 @@ def _turned(self: Panel, name, value):
     with self._lock:
         self._known[name] = value
         self._ask(lambda: self.session.set(**{name: value}))
+        if self._complaint: self._follow()
 
 @patch
 def _follow(self: Panel):
@@ -784,19 +865,20 @@ def paint(self: Panel,
     snap,  # a `Snapshot`
 ):
     "Show a snapshot."
-    self.eyes.value, self.curves.value = self.pictures.eyes(snap), self.pictures.curves(snap)
     self.progress.max, self.progress.value = snap.total, snap.step
     for name, view in (('rates', rates_view), ('scores', scores_view), ('grades', grades_view), ('legend', legend_view)):
         self.texts[name].value = view(snap)
     self._follow()
     self._say(snap)
+    self.eyes.value, self.curves.value = self.pictures.eyes(snap), self.pictures.curves(snap)
 
 @patch
 def _say(self: Panel, snap):
     "What changes most often: state, log, errors and buttons."
     error, busy = snap.error or self._complaint, snap.state in ('running', 'preparing')
     self.texts['status'].value, self.texts['log'].value = status_view(snap), log_view(snap, self._shape[1])
-    self.texts['error'].value = f'<b role="alert">{html.escape(error)}</b>' if error else ''
+    if error: self.complain(error)
+    else: self.texts['error'].value = ''
     over = snap.state in ('failed', 'finished')
     dead = dict(run=over or snap.state == 'running', step=over, pause=not busy, stop=not busy and snap.state not in ('paused', 'ready'), reset=False)
     for name, button in self.buttons.items(): button.disabled = dead[name]
@@ -823,9 +905,9 @@ def live(
     name='live',  # any word
     **given,      # arguments of `Session`
 ):  # a `Session`
-    "The running session of this name; a new one if there is none, or if it was made of something else."
+    "The session of this name; a new one if there is none, if it has failed, or if it was made of something else."
     old = _SESSIONS.get(name)
-    if old and old[0] == given: return old[1]
+    if old and old[0] == given and old[1].error is None: return old[1]
     if old: old[1].stop()
     _SESSIONS[name] = given, Session(**given)
     return _SESSIONS[name][1].run()
