@@ -73,9 +73,10 @@ class Page:
 @pytest.fixture(scope='module')
 def page(browser, tmp_path_factory):
     folder = tmp_path_factory.mktemp('lab')
+    # so small that steps are short: what is timed is the panel, not the network
     shots = Path(os.environ.get('JOINTSEG_SHOTS') or folder)
-    (folder/'small.json').write_text(json.dumps(dict(name='small', size=64, crop=64, pad=6, net='small', steps=100000, lr=0.2, lr_ratio=0.1, ratio_on='shared',
-                                                     clf_batch=4, seg_batch=4, weight_power=0.25, precision='float32', power=0.)))
+    (folder/'small.json').write_text(json.dumps(dict(name='small', size=32, crop=32, pad=3, net='small', steps=100000, lr=0.2, lr_ratio=0.1, ratio_on='shared',
+                                                     clf_batch=2, seg_batch=2, weight_power=0.25, precision='float32', power=0.)))
     lab = Lab(folder, '--recipe', 'small.json')
     try: yield Page(browser, lab, shots)
     finally: lab.stop()
@@ -96,13 +97,11 @@ def test_masks_change(page):
     page.shot('running')
 
 def logged(page, act, words):
-    "Do something; it must be in the log within a second, apart from the two steps that it may take until the panel shows it."
-    first, start = page.step, time.monotonic()
-    page.until(lambda: page.step >= first + 5)
-    a_step = (time.monotonic() - start)/(page.step - first)
+    "Do something; it must be in the log, as a step that took it up, within a second."
+    page.until(lambda: page.text('status').startswith('running'))
     act()
     took = page.until(lambda: words in page.text('log'), 30)
-    assert took < 1 + 2*a_step
+    assert took < 1, f'{took:.2f} s'
 
 def test_ratio_by_keys(page):
     page.page.focus('.jointseg-lr-ratio .noUi-handle')
