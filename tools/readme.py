@@ -16,12 +16,12 @@ def render()->tuple: # the README's text, and its pictures as file name (in nbs/
     "Convert the index notebook; pictures and links are addressed from the project's root."
     import nbformat
     from nbconvert import MarkdownExporter
-    from nbconvert.preprocessors import ExtractOutputPreprocessor
+    from traitlets.config import Config
     nb = nbformat.read(source, as_version=4)
     nb.metadata['language_info'] = {'name': 'python'}
     nb.cells = [c for c in nb.cells if shown(c)]
     for c in nb.cells: c.source = re.sub(r'^#\|.*\n', '', c.source, flags=re.M)
-    exporter = MarkdownExporter(preprocessors=[ExtractOutputPreprocessor(output_filename_template=picture)])
+    exporter = MarkdownExporter(config=Config(ExtractOutputPreprocessor=dict(output_filename_template=picture)))
     text, resources = exporter.from_notebook_node(nb)
     text = re.sub(r'\]\((?![a-z]+:|#|/|\.\./)', '](nbs/', text).replace('](../', '](')
     text = re.sub(r'\n{3,}', '\n\n', text).strip() + '\n'
