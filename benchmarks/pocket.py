@@ -4,7 +4,7 @@
     python benchmarks/pocket.py --seeds 1 --only pocket,ratio30
 
 Writes benchmarks/pocket.json: for every condition and seed the scores on held-out eyes along the way and at the end. About two
-minutes a run on two cores with bfloat16 units, three times that without.
+minutes a run on two cores with bfloat16 units, half as long again without.
 """
 import argparse, datetime, json, platform, shlex, sys
 from concurrent.futures import ProcessPoolExecutor, as_completed
