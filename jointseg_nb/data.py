@@ -37,7 +37,7 @@ class Source:
         names=None, # N distinct names; None: '0', '1', ...
         groups=None, # patient of each photograph, N names; None: every photograph its own patient
         mask_classes=LESIONS, # names of the mask classes, index 0 is background
-        mask_colors=LESION_COLORS, # one RGB triple for each mask class, (n_classes, 3) uint8
+        mask_colors=None, # one RGB triple for each mask class, (n_classes, 3) uint8; None: the package's colour table
         label_names=GRADES, # names of the labels
         title='source', # what to call it in messages and figures
     ):
@@ -49,7 +49,7 @@ class Source:
         self.names = [str(i) for i in range(n)] if names is None else [str(o) for o in names]
         self.groups = list(self.names) if groups is None else [str(o) for o in groups]
         self.mask_classes, self.label_names = tuple(mask_classes), tuple(label_names)
-        self.mask_colors = torch.as_tensor(mask_colors, dtype=torch.uint8)
+        self.mask_colors = torch.as_tensor(LESION_COLORS if mask_colors is None else mask_colors, dtype=torch.uint8)
         _check_source(self)
 
 # %% ../nbs/04_data.ipynb #4d816353

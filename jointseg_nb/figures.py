@@ -17,10 +17,10 @@ from .fundus import LESION_COLORS, LESIONS
 # %% ../nbs/11_figures.ipynb #bb03bf1d
 def colorize(
     mask,                  # (H,W) integers, 255 = unknown
-    colors=LESION_COLORS,  # (n,3) uint8
+    colors=None,           # (n,3) uint8; None: the package's colour table
 ):  # (H,W,3) uint8
     "The mask as a picture in the colour table."
-    table = np.full((256, 3), 96, np.uint8)
+    table, colors = np.full((256, 3), 96, np.uint8), LESION_COLORS if colors is None else colors
     table[:len(colors)] = np.asarray(colors, np.uint8)
     return table[np.asarray(mask).astype(np.uint8)]
 
@@ -36,7 +36,7 @@ def _edges(mask):
 def overlay(
     image,                 # (H,W,3) uint8
     mask,                  # (H,W) integers
-    colors=LESION_COLORS,  # (n,3) uint8
+    colors=None,           # (n,3) uint8; None: the package's colour table
     tint=0.25,             # opacity inside, 0 to 1
     scale=1,               # integer enlargement, for small pictures
 ):  # (H*scale, W*scale, 3) uint8
@@ -51,7 +51,8 @@ def comparison(
     images,                # (n,H,W,3) uint8
     masks,                 # dict: row title -> (n,H,W) integers
     titles=None,           # one a column
-    colors=LESION_COLORS, names=LESIONS,
+    colors=None,          # (n,3) uint8; None: the package's colour table
+    names=LESIONS,        # n names, background first
     title='',              # of the figure
     side=1.6,              # inches a picture
 ):  # a matplotlib Figure
@@ -71,11 +72,12 @@ def comparison(
 # %% ../nbs/11_figures.ipynb #c209cec0
 def legend(
     fig,                   # a matplotlib Figure
-    colors=LESION_COLORS,  # (n,3) uint8
+    colors=None,           # (n,3) uint8; None: the package's colour table
     names=LESIONS,         # n names, background first
     unknown=False,         # is there a mask that is not known?
 ):
     "The colour table below a figure."
+    colors = LESION_COLORS if colors is None else colors
     if unknown: colors, names = [*colors, (96, 96, 96)], [*names, 'unknown']
     patches = [Patch(facecolor=np.asarray(c)/255, edgecolor='0.5', lw=0.5, label=l) for c, l in zip(colors[1:], names[1:])]
     fig.legend(handles=patches, loc='outside lower center', ncols=min(6, len(patches)), fontsize=7, frameon=False)
@@ -126,7 +128,7 @@ def film_frame(
     truth,                 # (n,H,W) integers
     pred,                  # (n,H,W) integers
     caption='',            # above
-    colors=LESION_COLORS,  # (n,3) uint8
+    colors=None,           # (n,3) uint8; None: the package's colour table
     scale=2,               # enlargement
 ):  # a PIL image
     "Photograph, truth and prediction of n eyes, in columns, with a caption."
@@ -162,7 +164,7 @@ def save_film(
 def film_strip(
     images, truth,         # (n,H,W,3) uint8; (n,H,W) integers
     preds,                 # dict: caption -> (n,H,W) integers, in order
-    colors=LESION_COLORS,  # (n,3) uint8
+    colors=None,           # (n,3) uint8; None: the package's colour table
     names=LESIONS,
     title='',
 ):  # a matplotlib Figure

@@ -115,5 +115,6 @@ def test_pages_of_the_site():
     old = {page for page in docs.glob('**/*.html') if digest_in(page)} - made
     assert not old, f'pages without a notebook: {old}: run make docs'
     for page in docs.glob('**/*.html'):
+        assert 'site-packages' not in page.read_text(encoding='utf-8'), f'{page.relative_to(root)} shows a warning of the machine that built it: mend its cause, then make docs'
         loaded = re.findall(r'<(?:script|img|iframe)[^>]*\bsrc="(https?:[^"]*)|<link[^>]*stylesheet[^>]*href="(https?:[^"]*)', page.read_text(encoding='utf-8'))
         assert not loaded, f'{page.name} loads {loaded}'
