@@ -21,7 +21,7 @@ def rebuild(
         if generated.search(f.read_text(encoding='utf-8')): f.unlink()
     env = {k: v for k, v in os.environ.items() if k != 'IN_TEST'}
     for command in 'nbdev-export', 'nbdev-clean':
-        subprocess.run([Path(sys.executable).with_name(command)], cwd=base, env=env, check=True)
+        subprocess.run([Path(sys.executable).absolute().with_name(command)], cwd=base, env=env, check=True)
 
 def main():
     "Compare the project with its rebuilt copy."
