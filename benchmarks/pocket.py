@@ -19,7 +19,8 @@ from jointseg_nb.data import embedded
 from jointseg_nb.engine import facts
 from jointseg_nb.evaluate import evaluate
 from jointseg_nb.fit import quick_scores
-from jointseg_nb.runs import recipe, write_atomic
+from jointseg_nb.recipes import recipe
+from jointseg_nb.runs import write_atomic
 
 CONDITIONS = dict(
     pocket={},                                                       # as shipped

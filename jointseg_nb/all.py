@@ -5,9 +5,11 @@ from jointseg_nb.blocks import *
 from jointseg_nb.attention import *
 from jointseg_nb.agents import *
 from jointseg_nb.data import *
+from jointseg_nb.photos import *
 from jointseg_nb.datasets import *
 from jointseg_nb.noise import *
 from jointseg_nb.engine import *
+from jointseg_nb.recipes import *
 from jointseg_nb.runs import *
 from jointseg_nb.cooperate import *
 from jointseg_nb.evaluate import *

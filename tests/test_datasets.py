@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from jointseg_nb.data import Stream, embedded
-from jointseg_nb.datasets import (ProblemsError, class_name, field_box, layout_of, lesion_peaks, load_entries, read, read_folder, read_idrid, read_mask, read_photo, read_table, shrink)
+from jointseg_nb.datasets import layout_of, load_entries, read, read_folder, read_idrid, read_table
+from jointseg_nb.photos import ProblemsError, class_name, field_box, lesion_peaks, read_mask, read_photo, shrink
 from jointseg_nb.fundus import LESIONS
 
 DATA = Path(os.environ.get('JOINTSEG_DATA', Path(__file__).parents[1]/'..'/'shared'/'data'))

@@ -6,7 +6,7 @@ import pytest, torch
 from jointseg_nb import lab
 from jointseg_nb.data import Source, embedded
 from jointseg_nb.lab import Painter, Session, live
-from jointseg_nb.runs import recipe
+from jointseg_nb.recipes import recipe
 
 SMALL = recipe('pocket', steps=6, clf_batch=4, seg_batch=4, precision='float32')
 IDRID = Path(__file__).parents[2]/'shared/data/idrid_original_layout'

@@ -13,7 +13,7 @@ from jointseg_nb.cooperate import set_up
 from jointseg_nb.data import embedded
 from jointseg_nb.engine import facts
 from jointseg_nb.evaluate import evaluate
-from jointseg_nb.runs import recipe
+from jointseg_nb.recipes import recipe
 
 OUT = Path(__file__).parents[1]/'jointseg_nb'/'pocket.safetensors'
 
