@@ -4,7 +4,9 @@
 
 # %% auto #0
 __all__ = ['confusion', 'iou', 'mean_iou', 'accuracy', 'majority', 'quadratic_kappa', 'Evaluation', 'evaluate', 'Prediction',
-           'predict']
+           'predict', 'load_model', 'model_facts', 'Placement', 'square_placement', 'to_photograph', 'photograph_mask',
+           'activation_maps', 'tile_starts', 'tile_window', 'blend_tiles', 'PhotoPrediction', 'predict_photo',
+           'scores_table']
 
 # %% ../nbs/15_evaluate.ipynb #0f5d6c85
 from dataclasses import dataclass
@@ -145,3 +147,242 @@ def _photographs(images):
     if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8 or not len(images):
         raise ValueError(f"images has shape {images.shape} and dtype {images.dtype}; give photographs as (n, height, width, 3) uint8, one at least")
     return images
+
+# %% ../nbs/15_evaluate.ipynb #h1574ac4be
+import torch.nn.functional as F
+from PIL import Image, ImageOps
+
+# %% ../nbs/15_evaluate.ipynb #h1509ad3d7
+from .agents import JointSeg
+from .fundus import LESION_COLORS, LESIONS
+from .photos import class_colors, read_photo
+
+# %% ../nbs/15_evaluate.ipynb #h15ff8ac7f
+def load_model(
+    run,           # the folder of a run, a .safetensors file, or 'pretrained' for the small network that ships
+    device='cpu',  # where it goes
+):  # a `JointSeg` in evaluation mode
+    "A trained network."
+    return JointSeg.pretrained(device) if str(run) == 'pretrained' else JointSeg.load(run, device)
+
+# %% ../nbs/15_evaluate.ipynb #h15ab4c7b2
+def model_facts(
+    model,  # a `JointSeg`
+):  # dict: size, crop, crop_field, mask_classes, mask_colors, label_names
+    "How photographs must be given to a network, and what its outputs are called."
+    meta, n, k = model.meta, model.config['n_classes'], model.config['n_labels']
+    if 'size' not in meta: raise ValueError("model.meta says no size; set model.meta['size'] to the side, px, of the photographs that it was trained on")
+    classes = meta.get('mask_classes') or (list(LESIONS) if n == len(LESIONS) else ['background', *(f'class {i}' for i in range(1, n))])
+    colors = meta.get('mask_colors') or class_colors(classes).tolist()
+    labels = meta.get('label_names') or [f'grade {i}' for i in range(k)]
+    return dict(size=meta['size'], crop=meta.get('crop', meta['size']), crop_field=meta.get('crop_field', True), mask_classes=classes,
+                mask_colors=colors, label_names=labels)
+
+# %% ../nbs/15_evaluate.ipynb #h15a41cbe9
+@dataclass(frozen=True)
+class Placement:
+    "Where a photograph lies in the picture that the network sees."
+    full: tuple   # (width, height) of the photograph, px
+    box: tuple    # (left, upper, right, lower): the part of it that is seen, px; fractions are allowed
+    inner: tuple  # (left, upper, width, height) of that part in the picture, px
+
+    def seen(self, x, y):
+        "A place in the photograph, as a place in the picture."
+        (left, upper, right, lower), (i, j, w, h) = self.box, self.inner
+        return i + (x - left)*w/(right - left), j + (y - upper)*h/(lower - upper)
+
+    def photo(self, x, y):
+        "A place in the picture, as a place in the photograph."
+        (left, upper, right, lower), (i, j, w, h) = self.box, self.inner
+        return left + (x - i)*(right - left)/w, upper + (y - j)*(lower - upper)/h
+
+# %% ../nbs/15_evaluate.ipynb #h15862f95c
+def square_placement(
+    full,  # (width, height) of the photograph, px
+    box,   # (left, upper, right, lower) that was kept, as fractions of width and height
+    size,  # side of the square, px
+):  # a `Placement`
+    "What `photos.squared` did."
+    box = tuple(b*s for b, s in zip(box, tuple(full)*2))
+    sides = box[2] - box[0], box[3] - box[1]
+    w, h = (max(1, round(size*s/max(sides))) for s in sides)
+    return Placement(tuple(full), box, ((size - w)//2, (size - h)//2, w, h))
+
+# %% ../nbs/15_evaluate.ipynb #h15f0e323f
+def _taps(at, start, n):
+    "Of places `at` along one side, whose seen part starts at `start` and is `n` long: the pixels before and after, and the share of the second."
+    at = (at - .5).clamp(start, start + n - 1)
+    low = at.floor().clamp(max=max(start, start + n - 2))
+    return low.long(), (low + 1).clamp(max=start + n - 1).long(), (at - low).float()
+
+# %% ../nbs/15_evaluate.ipynb #h155ca2528
+def to_photograph(
+    scores,     # (n,h,w) float: scores of the classes, in the picture that the network saw
+    place,      # a `Placement`
+    rows=None,  # slice of the photograph's rows; None for all
+):  # (n, rows, width) float, NaN where nothing was seen
+    "Scores at every pixel of the photograph."
+    (w, h), (left, upper, right, lower), (i, j, iw, ih) = place.full, place.box, place.inner
+    x, y = torch.arange(w).double() + .5, torch.arange(h)[rows or slice(None)].double() + .5
+    u, v = place.seen(x, y)
+    (u0, u1, fu), (v0, v1, fv) = _taps(u, i, iw), _taps(v, j, ih)
+    part = torch.lerp(scores[:, v0], scores[:, v1], fv[:, None])
+    out = torch.lerp(part[:, :, u0], part[:, :, u1], fu)
+    inside = ((y > upper) & (y < lower))[:, None] & (x > left) & (x < right)
+    return out.masked_fill_(~inside, float('nan'))
+
+# %% ../nbs/15_evaluate.ipynb #h158e544e0
+def photograph_mask(
+    scores,    # (n,h,w) float
+    place,     # a `Placement`
+    band=256,  # rows at a time
+):  # (height, width) uint8
+    "The likeliest class of every pixel of the photograph."
+    (w, h), out = place.full, []
+    for start in range(0, h, band):
+        part = to_photograph(scores, place, slice(start, start + band))
+        out.append(part.argmax(0).to(torch.uint8).masked_fill_(part[0].isnan(), 0))
+    return torch.cat(out).numpy()
+
+# %% ../nbs/15_evaluate.ipynb #h15f29dcf7
+@torch.no_grad()
+def activation_maps(
+    model,  # a `JointSeg`
+    x,      # standardised images (n, channels, height, width)
+):  # logits (n, n_labels) and maps (n, n_labels, h, w), float; their mean over h and w plus the head's bias is the logits
+    "What each place of an image speaks for each grade (II-B)."
+    kept = []
+    hook = model.classifier.blocks.register_forward_hook(lambda module, args, out: kept.append(out))
+    try: logits = model.classify(x)
+    finally: hook.remove()
+    return logits.float(), torch.einsum('nchw,kc->nkhw', kept[0].float(), model.classifier.head.weight.float())
+
+# %% ../nbs/15_evaluate.ipynb #h15ba5cc8a
+def tile_starts(
+    length,   # of the picture along one side, px, at least `tile`
+    tile,     # side of a tile, px
+    overlap,  # of neighbours, px, 0 to tile - 1
+):  # list of int: first pixel of each tile, the last ends at `length`
+    "Where tiles start, evenly spaced."
+    if not 0 <= overlap < tile: raise ValueError(f'overlap={overlap} of tiles of {tile} px; allowed: 0 to {tile - 1}')
+    n = 1 + -(-(length - tile)//(tile - overlap))
+    return [round(k*(length - tile)/max(1, n - 1)) for k in range(n)]
+
+# %% ../nbs/15_evaluate.ipynb #h154f567b7
+def tile_window(
+    tile,     # side, px
+    overlap,  # px
+):  # (tile, tile) float, above 0, 1 in the middle
+    "How much a tile's word counts at each of its pixels."
+    edge = torch.minimum(torch.arange(tile) + .5, tile - torch.arange(tile) - .5)
+    ramp = (edge/max(overlap, .5)).clamp(max=1)
+    return ramp[:, None]*ramp
+
+# %% ../nbs/15_evaluate.ipynb #h1512bc03d
+def blend_tiles(
+    score,         # function of a batch of tiles (n,3,tile,tile) that gives scores (n,k,tile,tile)
+    picture,       # (3,h,w) float, h and w at least `tile`
+    tile,          # side, px
+    overlap,       # px
+    batch_size=8,  # tiles at once
+):  # (k,h,w) float32, on the CPU
+    "The scores of overlapping tiles, averaged."
+    h, w = picture.shape[1:]
+    at = [(y, x) for y in tile_starts(h, tile, overlap) for x in tile_starts(w, tile, overlap)]
+    window, total, out = tile_window(tile, overlap), torch.zeros(h, w), None
+    for k in range(0, len(at), batch_size):
+        some = at[k:k + batch_size]
+        scores = score(torch.stack([picture[:, y:y + tile, x:x + tile] for y, x in some])).float().cpu()
+        if out is None: out = torch.zeros(scores.shape[1], h, w)
+        for (y, x), s in zip(some, scores):
+            out[:, y:y + tile, x:x + tile] += s*window
+            total[y:y + tile, x:x + tile] += window
+    return out.div_(total)
+
+# %% ../nbs/15_evaluate.ipynb #h157c529f3
+@dataclass(frozen=True)
+class PhotoPrediction:
+    "What both agents say of one photograph."
+    image: np.ndarray          # (H,W,3) uint8, the photograph, upright
+    mask: np.ndarray           # (H,W) uint8, the likeliest class of every pixel
+    probabilities: np.ndarray  # (n_labels,) float32, of the grades
+    cam: np.ndarray            # (n_labels,h,w) float32, the class-activation maps, in the picture that the classifier saw
+    cam_place: Placement       # where the photograph lies in those maps
+
+    @property
+    def grade(self): return int(self.probabilities.argmax())
+
+    def heat(self, grade=None):
+        "The class-activation map of a grade (None: the likeliest) at every pixel of the photograph, (H,W) float32, NaN where nothing was seen."
+        k = self.grade if grade is None else grade
+        return to_photograph(torch.tensor(self.cam[k:k + 1]), self.cam_place)[0].numpy()
+
+# %% ../nbs/15_evaluate.ipynb #h15e7721e3
+def _padded(x, multiple=1, least=0):
+    "`x` (n,3,h,w) with black below and to the right, up to a side of `least` and to multiples."
+    w, h = (-(-max(n, least)//multiple)*multiple - n for n in (x.shape[3], x.shape[2]))
+    return F.pad(x, (0, w, 0, h))
+
+def _cells(place, side):
+    "The placement in a map whose pixels are `side` px wide."
+    return Placement(place.full, place.box, tuple(n/side for n in place.inner))
+
+def _upright(path):
+    "The photograph at its own size, RGB, turned as its EXIF tag says."
+    with Image.open(path) as im: return ImageOps.exif_transpose(im).convert('RGB')
+
+# %% ../nbs/15_evaluate.ipynb #h150f786d4
+def _tile_scores(model, engine, image, x, place, facts, scale, tile, overlap):
+    "Scores of overlapping tiles, and their placement."
+    if scale == 'trained': picture = x[0]
+    else:
+        left, upper, right, lower = box = tuple(int(f(b)) for f, b in zip((np.floor, np.floor, np.ceil, np.ceil), place.box))
+        w, h = (max(1, round(scale*side)) for side in (right - left, lower - upper))
+        cut = image.resize((w, h), Image.Resampling.BICUBIC, box=box) if scale != 1 else image.crop(box)
+        picture, place = _batch(cut)[0], Placement(place.full, box, (0, 0, w, h))
+    mean, deviation = x.mean(), x.std(correction=0).clamp(min=x[0].numel()**-.5)
+    tile = tile or -(-facts['crop']//model.stride)*model.stride
+    picture = (_padded(picture[None], least=tile)[0] - mean)/deviation
+    def score(tiles):
+        with engine.autocast(): return model.segment(engine.place(tiles))
+    return blend_tiles(score, picture, tile, tile//4 if overlap is None else overlap), place
+
+def _batch(image):
+    "A picture as a batch of one, (1,3,h,w) float."
+    return torch.tensor(np.asarray(image)).permute(2, 0, 1)[None].float()
+
+# %% ../nbs/15_evaluate.ipynb #h15362b5f9
+@torch.no_grad()
+def predict_photo(
+    model,         # a `JointSeg`
+    path,          # an image file
+    scale=None,    # None: in one piece. In tiles: the photograph's own resolution (1), a share of it, or 'trained'
+    tile=None,     # side of a tile, px; None: the side of the crops in training
+    overlap=None,  # of neighbouring tiles, px; None: a quarter of a tile
+    engine=None,   # an `Engine`; None for float32 where the model is
+):  # a `PhotoPrediction`
+    "Mask, grade and activation maps of an image file, at its own size."
+    if scale not in (None, 'trained') and not 0 < scale <= 4: raise ValueError(f"scale={scale!r}; allowed: above 0 up to 4 (1 is the photograph's own resolution), 'trained', or None for one piece")
+    engine, was, facts = engine or Engine(next(model.parameters()).device, 'float32'), model.training, model_facts(model)
+    square, box, full = read_photo(path, facts['size'], facts['crop_field'])
+    place, image = square_placement(full, box, facts['size']), _upright(path)
+    x = _padded(_batch(square), model.stride)
+    seen = engine.place(standardise(x))
+    model.eval()
+    try:
+        with engine.autocast(): logits, maps = activation_maps(model, seen)
+        if scale is not None: scores, at = _tile_scores(model, engine, image, x, place, facts, scale, tile, overlap)
+        else:
+            with engine.autocast(): scores, at = model.segment(seen)[0].float().cpu(), place
+    finally: model.train(was)
+    return PhotoPrediction(np.asarray(image), photograph_mask(scores, at), logits[0].softmax(0).cpu().numpy(), maps[0].cpu().numpy(), _cells(place, x.shape[-1]/maps.shape[-1]))
+
+# %% ../nbs/15_evaluate.ipynb #h152382613
+def scores_table(
+    metrics,  # what `Evaluation.metrics` gave
+):  # str
+    "The scores, readable."
+    show = lambda v: '     -' if v is None else f'{v:6.3f}'
+    names = dict(miou='mean IoU', lesion_miou='mean IoU of the lesions', top1='top-1 accuracy', majority='  of always naming the commonest', kappa='quadratic kappa')
+    lines = [f'{title:32}{show(metrics[k])}' for k, title in names.items()]
+    return '\n'.join(lines + ['', 'IoU by class'] + [f'  {name:30}{show(v)}' for name, v in metrics['iou'].items()])
