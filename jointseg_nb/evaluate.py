@@ -148,7 +148,8 @@ def _photographs(images):
         raise ValueError(f"images has shape {images.shape} and dtype {images.dtype}; give photographs as (n, height, width, 3) uint8, one at least")
     return images
 
-# %% ../nbs/15_evaluate.ipynb #h1574ac4be
+# %% ../nbs/15_evaluate.ipynb #h15ad831e3
+import math
 import torch.nn.functional as F
 from PIL import Image, ImageOps
 
@@ -208,12 +209,13 @@ def square_placement(
     w, h = (max(1, round(size*s/max(sides))) for s in sides)
     return Placement(tuple(full), box, ((size - w)//2, (size - h)//2, w, h))
 
-# %% ../nbs/15_evaluate.ipynb #h15f0e323f
+# %% ../nbs/15_evaluate.ipynb #h1503f8628
 def _taps(at, start, n):
     "Of places `at` along one side, whose seen part starts at `start` and is `n` long: the pixels before and after, and the share of the second."
-    at = (at - .5).clamp(start, start + n - 1)
-    low = at.floor().clamp(max=max(start, start + n - 2))
-    return low.long(), (low + 1).clamp(max=start + n - 1).long(), (at - low).float()
+    first, last = math.floor(start), math.ceil(start + n) - 1
+    at = (at - .5).clamp(first, last)
+    low = at.floor().clamp(max=max(first, last - 1)).long()
+    return low, (low + 1).clamp(max=last), (at - low).float()
 
 # %% ../nbs/15_evaluate.ipynb #h155ca2528
 def to_photograph(
