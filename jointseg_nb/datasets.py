@@ -19,7 +19,7 @@ import torch
 
 from .data import Source
 from .fundus import GRADES, LESIONS
-from .photos import RESIZES, Entry, Problem, ProblemsError, class_colors, class_name, class_table, load_entry
+from .photos import RESIZES, Entry, Preparation, Problem, ProblemsError, class_colors, class_name, class_table, load_entry
 
 # %% ../nbs/07_datasets.ipynb #80a43bf1
 def load_entries(
@@ -38,8 +38,8 @@ def load_entries(
 ): # Source, with its list `problems`
     "Read every file of the entries and build one Source of them, or raise one ProblemsError that lists all that is wrong."
     if mask_resize not in RESIZES: raise ValueError(f"mask_resize={mask_resize!r}: choose one of {', '.join(RESIZES)}")
-    names = class_table(classes)[0]
-    job = lambda e: load_entry(e, names, size, crop_field, mask_resize)
+    names, preparation = class_table(classes)[0], Preparation(size, crop_field, mask_resize, class_table(classes)[0])
+    job = lambda e: (lambda l: (l.image, l.mask, [p for p in l.problems if p.level != 'note']))(load_entry(e, preparation))
     found = list(_in_threads(job, entries, workers, progress, title or path))
     problems = [*problems, *(p for *_, ps in found for p in ps)]
     good = [(e, image, mask, not ps) for e, (image, mask, ps) in zip(entries, found) if image is not None]
@@ -65,7 +65,7 @@ def _assemble(good, names, label_names, title):
     "A Source from what was read."
     entries = [g[0] for g in good]
     has_mask = [e.has_mask and whole for e, _, _, whole in good]
-    masks = np.stack([mask if h else np.full_like(mask, 255) for (_, _, mask, _), h in zip(good, has_mask)])
+    masks = np.stack([mask if h else np.full_like(image[..., 0], 255) for (_, image, mask, _), h in zip(good, has_mask)])
     images = torch.from_numpy(np.stack([g[1] for g in good])).permute(0, 3, 1, 2).contiguous()
     return Source(images, torch.from_numpy(masks) if any(has_mask) else None, has_mask, torch.tensor([e.label for e in entries]), [e.name for e in entries],
                   [e.group or e.name for e in entries], names, class_colors(names), label_names, title)
@@ -147,7 +147,7 @@ def _label_names(rows, label, path):
     columns = sorted({k for r in rows for k in r} - {'line'})
     label = _telling_label(rows) if label == 'auto' else ' '.join(label.split()).lower()
     if label not in columns and not (label == 'has_dr' and 'grade' in columns):
-        raise ProblemsError([Problem(str(path), f'has no column {label!r}', f"pass label= one of its columns: {', '.join(columns)}", fatal=True)], path)
+        raise ProblemsError([Problem(str(path), f'has no column {label!r}', f"pass label= one of its columns: {', '.join(columns)}", level='fatal')], path)
     if label in LABELS: return label, LABELS[label]
     values = {r.get(label, '').lower() for r in rows} - set(UNKNOWN)
     numeric = all(re.fullmatch(r'-?\d+(\.\d+)?', v) for v in values)
@@ -183,9 +183,9 @@ def _read_labels(path, label, names, entries, problems):
 def _rows(path):
     "The rows of a table, or a problem that says why it cannot be used."
     try: rows = read_table(path)
-    except (UnicodeDecodeError, csv.Error) as e: raise ProblemsError([Problem(str(path), f'cannot be read as a table ({e})', 'save it as CSV in UTF-8', fatal=True)], path) from None
-    if not rows: raise ProblemsError([Problem(str(path), 'has no rows', 'add a header `image,grade` and one row for each image, or delete the file', fatal=True)], path)
-    if 'image' not in rows[0]: raise ProblemsError([Problem(str(path), f"has no column 'image', only {', '.join(k for k in rows[0] if k != 'line')}", 'name the column of file names `image`', fatal=True)], path)
+    except (UnicodeDecodeError, csv.Error) as e: raise ProblemsError([Problem(str(path), f'cannot be read as a table ({e})', 'save it as CSV in UTF-8', level='fatal')], path) from None
+    if not rows: raise ProblemsError([Problem(str(path), 'has no rows', 'add a header `image,grade` and one row for each image, or delete the file', level='fatal')], path)
+    if 'image' not in rows[0]: raise ProblemsError([Problem(str(path), f"has no column 'image', only {', '.join(k for k in rows[0] if k != 'line')}", 'name the column of file names `image`', level='fatal')], path)
     return rows
 
 # %% ../nbs/07_datasets.ipynb #25630b8b
