@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
 from safetensors.torch import load, save
 
-from jointseg_nb.data import Augment, Source, Stream, embedded, few, plain_batches, split, standardise, take_window
+from jointseg_nb.data import Augment, Rows, Source, Stream, embedded, few, join, near, plain_batches, split, standardise, take_rows, take_window
 from jointseg_nb.noise import NOISES, PartialRandomLabels
 
 
@@ -163,22 +163,82 @@ def test_a_subset_of_a_partially_labelled_source():
     assert torch.equal(t.images[0], s.images[5])
 
 
-@settings(max_examples=80, deadline=None)
+def patients(source):
+    "What each patient has: grades, masks, stratum."
+    out = {}
+    for g, label, mask in zip(source.groups, source.labels.tolist(), source.has_mask.tolist()):
+        grades, masks, worst = out.get(g, (0, 0, -1))
+        out[g] = grades + (label >= 0), masks + mask, max(worst, label)
+    return out
+
+
+def blank(n, side=2): return torch.zeros(1, 1, 1, 1, dtype=torch.uint8).expand(n, 3, side, side)
+
+
+def labelled(rows):
+    n = len(rows)
+    return Source(blank(n), blank(n)[:, 0], [r[2] for r in rows], [r[1] for r in rows], groups=[str(r[0]) for r in rows])
+
+
+@settings(max_examples=100, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 25), st.integers(-1, 4), st.booleans()), min_size=8, max_size=120), st.floats(.1, .6), st.integers(0, 5))
 def test_split_never_shares_a_patient(rows, valid, seed):
-    groups, labels, masked = ([str(r[0]) for r in rows], [r[1] for r in rows], [r[2] for r in rows])
-    n, image = len(rows), torch.zeros(len(rows), 3, 2, 2, dtype=torch.uint8)
-    s = Source(image, torch.zeros(n, 2, 2, dtype=torch.uint8), masked, labels, groups=groups)
+    s = labelled(rows)
     try: train, held = split(s, valid, seed)
     except ValueError as e:
-        assert 'patients cannot be split' in str(e); return
-    assert sorted(train.tolist() + held.tolist()) == list(range(n))
-    assert not {groups[i] for i in train} & {groups[i] for i in held}
-    largest = max(groups.count(g) for g in groups)
-    assert abs(len(held) - valid * n) <= largest / 2 + 1e-6
-    order = torch.randperm(n).tolist()  # which patient goes where does not depend on the order of the files
-    again = split(Source(image, s.masks, [masked[i] for i in order], [labels[i] for i in order], groups=[groups[i] for i in order]), valid, seed)[1]
-    assert {groups[order[i]] for i in again} == {groups[i] for i in held}
+        assert any(m in str(e) for m in ('patients cannot be split', 'too few to split', 'neither a grade nor a mask')); return
+    assert sorted(train.tolist() + held.tolist()) == list(range(len(s)))
+    held_patients = {s.groups[i] for i in held}
+    assert not {s.groups[i] for i in train} & held_patients
+    order = torch.randperm(len(s)).tolist()  # which patient goes where does not depend on the order of the files
+    again = labelled([rows[i] for i in order])
+    assert {again.groups[i] for i in split(again, valid, seed)[1]} == held_patients
+    check_sizes(patients(s), held_patients, valid)
+
+
+def check_sizes(known, held, valid):
+    assert not any(not grades and not masks for g, (grades, masks, _) in known.items() if g in held)  # nothing to validate on: to training
+    grades = sum(v[0] for v in known.values())
+    marked = {g: (v[1], v[2]) for g, v in known.items() if v[1]}
+    graded = {g: (v[0], v[2]) for g, v in known.items() if v[0] and not v[1]}
+    check_phase(marked, held, valid * sum(n for n, _ in marked.values()))
+    check_phase(graded, held, valid * grades - sum(known[g][0] for g in held & set(marked)))
+
+
+def check_phase(counts, held, want):
+    "To within one patient, as far as there are patients; and a stratum with two patients or more is on both sides where the sizes allow."
+    if not counts: return
+    total, largest = sum(n for n, _ in counts.values()), max(n for n, _ in counts.values())
+    assert abs(sum(n for g, (n, _) in counts.items() if g in held) - min(max(want, 0), total)) <= largest / 2 + 1e-6
+    strata = {}
+    for g, (n, k) in counts.items(): strata.setdefault(k, []).append((g, n))
+    strata = [s for s in strata.values() if len(s) > 1]
+    if sum(max(n for _, n in s) for s in strata) > min(want, total - want): return
+    for s in strata: assert 0 < sum(g in held for g, _ in s) < len(s)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(1, 3)), min_size=4, max_size=60), st.integers(4, 40), st.floats(.2, .8), st.floats(.2, .8), st.integers(0, 3))
+def test_two_sets_are_split_apart(graded, marked, valid, valid_masks, seed):
+    a = labelled([(f'p{k}', label, False) for k, (label, n) in enumerate(graded) for _ in range(n)])
+    b = labelled([(f'm{k}', -1, True) for k in range(marked)])
+    s = join(a.subset(range(len(a)), title='a'), b.subset(range(marked), title='b'))
+    train, held = split(s, valid, seed, valid_masks)
+    assert abs(torch.isin(held, s.gradable).sum() - valid * len(a)) <= 1.5 and abs(torch.isin(held, s.segmentable).sum() - valid_masks * marked) <= .5 + 1e-6
+    assert len(train) + len(held) == len(s) and not {s.groups[i] for i in train} & {s.groups[i] for i in held}
+
+
+@pytest.mark.parametrize('wrong,says', [
+    (dict(valid=0), 'valid=0 of 8 graded'), (dict(valid=8), 'a number from 1 to 7'), (dict(valid=-.1), 'a share between 0 and 1'),
+    (dict(valid_masks=0), 'valid_masks=0 of 4 photographs with masks'), (dict(valid_masks=9), 'a number from 1 to 3'), (dict(valid=.1, valid_masks=.9), 'belong to the same patients')])
+def test_a_split_that_cannot_be_is_refused(wrong, says):
+    with pytest.raises(ValueError, match=says): split(labelled([(i // 2, i % 5, i < 4) for i in range(8)]), **wrong)
+
+
+def test_nothing_known_cannot_be_split():
+    with pytest.raises(ValueError, match='neither a grade nor a mask'): split(Source(blank(4)))
+    with pytest.raises(ValueError, match='valid_masks=2 of 0 photographs with masks: too few'): split(Source(blank(4), labels=[0, 1, 0, 1]), valid_masks=2)
+    with pytest.raises(ValueError, match='cannot be split'): split(Source(blank(4), labels=[0, 1, 0, 1], groups='aaaa'))
 
 
 @given(st.integers(1, 60), st.integers(0, 9))
