@@ -70,7 +70,7 @@ class RateFields:
     clip: float = 0.0             # largest norm of an agent's gradient, longer ones are shortened; 0 = any (live)
     average: float = 0.0          # decay of the running average of the weights, which is then what is evaluated; 0 = none
 
-# %% ../nbs/11_recipes.ipynb #c77af9e8
+# %% ../nbs/11_recipes.ipynb #b28724f2
 @dataclass(frozen=True)
 class LossFields:
     "Losses of both agents (II-A)."
@@ -78,7 +78,7 @@ class LossFields:
     weight_power: float = 0.0     # mask classes weighted by frequency^-power: 0 is the paper's plain cross entropy
     clf_loss: str = 'ce'          # a sum of `ce` and `focal`, per image: `ce` is the paper's
     clf_weight_power: float = 0.0 # labels weighted by frequency^-power
-    label_smoothing: float = 0.0  # share of a label that its `ce` spreads over all labels, 0 to 0.9 (live)
+    label_smoothing: float = 0.0  # share of a label that the classifier's `ce` spreads over all labels, 0 to 0.9 (live)
     focal_gamma: float = 2.0      # how much `focal` turns to what is still wrong, 0 to 10 (live)
 
 # %% ../nbs/11_recipes.ipynb #f27f7aa6
