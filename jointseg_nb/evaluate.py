@@ -148,15 +148,16 @@ def _photographs(images):
         raise ValueError(f"images has shape {images.shape} and dtype {images.dtype}; give photographs as (n, height, width, 3) uint8, one at least")
     return images
 
-# %% ../nbs/15_evaluate.ipynb #h15ad831e3
+# %% ../nbs/15_evaluate.ipynb #h15b4eadf3
 import math
+from pathlib import Path
 import torch.nn.functional as F
 from PIL import Image, ImageOps
 
-# %% ../nbs/15_evaluate.ipynb #h1509ad3d7
+# %% ../nbs/15_evaluate.ipynb #h15fe3482d
 from .agents import JointSeg
 from .fundus import LESION_COLORS, LESIONS
-from .photos import class_colors, read_photo
+from .photos import Entry, Preparation, class_colors, load_entry, read_photo
 
 # %% ../nbs/15_evaluate.ipynb #h15ff8ac7f
 def load_model(
@@ -319,7 +320,7 @@ class PhotoPrediction:
         k = self.grade if grade is None else grade
         return to_photograph(torch.tensor(self.cam[k:k + 1]), self.cam_place)[0].numpy()
 
-# %% ../nbs/15_evaluate.ipynb #h15e7721e3
+# %% ../nbs/15_evaluate.ipynb #h15c2e56d4
 def _padded(x, multiple=1, least=0):
     "`x` (n,3,h,w) with black below and to the right, up to a side of `least` and to multiples."
     w, h = (-(-max(n, least)//multiple)*multiple - n for n in (x.shape[3], x.shape[2]))
@@ -329,11 +330,24 @@ def _cells(place, side):
     "The placement in a map whose pixels are `side` px wide."
     return Placement(place.full, place.box, tuple(n/side for n in place.inner))
 
-def _upright(path):
-    "The photograph at its own size, RGB, turned as its EXIF tag says."
-    with Image.open(path) as im: return ImageOps.exif_transpose(im).convert('RGB')
+def _batch(image):
+    "A picture as a batch of one, (1,3,h,w) float."
+    return torch.tensor(np.asarray(image)).permute(2, 0, 1)[None].float()
 
-# %% ../nbs/15_evaluate.ipynb #h150f786d4
+# %% ../nbs/15_evaluate.ipynb #h159f8d0a5
+def _read(path, facts):
+    "The square as the network was trained on, its placement, and the whole photograph, upright; ValueError for a file that is no good."
+    path = Path(path)
+    loaded = load_entry(Entry(path.name, path), Preparation(facts['size'], facts['crop_field']))
+    bad = [p for p in loaded.problems if p.level != 'note']
+    if bad: raise ValueError(str(bad[0]))
+    box = read_photo(path, facts['size'], facts['crop_field'])[1]
+    try:
+        with Image.open(path) as im: image = ImageOps.exif_transpose(im).convert('RGB')
+    except Exception as e: raise ValueError(f'{path}: cannot be read at its own size ({e}). Save it again as a whole JPEG or PNG.') from e
+    return loaded.image, square_placement(loaded.full, box, facts['size']), image
+
+# %% ../nbs/15_evaluate.ipynb #h1598d2ad3
 def _tile_scores(model, engine, image, x, place, facts, scale, tile, overlap):
     "Scores of overlapping tiles, and their placement."
     if scale == 'trained': picture = x[0]
@@ -349,11 +363,7 @@ def _tile_scores(model, engine, image, x, place, facts, scale, tile, overlap):
         with engine.autocast(): return model.segment(engine.place(tiles))
     return blend_tiles(score, picture, tile, tile//4 if overlap is None else overlap), place
 
-def _batch(image):
-    "A picture as a batch of one, (1,3,h,w) float."
-    return torch.tensor(np.asarray(image)).permute(2, 0, 1)[None].float()
-
-# %% ../nbs/15_evaluate.ipynb #h15362b5f9
+# %% ../nbs/15_evaluate.ipynb #h15ff3075a
 @torch.no_grad()
 def predict_photo(
     model,         # a `JointSeg`
@@ -366,8 +376,7 @@ def predict_photo(
     "Mask, grade and activation maps of an image file, at its own size."
     if scale not in (None, 'trained') and not 0 < scale <= 4: raise ValueError(f"scale={scale!r}; allowed: above 0 up to 4 (1 is the photograph's own resolution), 'trained', or None for one piece")
     engine, was, facts = engine or Engine(next(model.parameters()).device, 'float32'), model.training, model_facts(model)
-    square, box, full = read_photo(path, facts['size'], facts['crop_field'])
-    place, image = square_placement(full, box, facts['size']), _upright(path)
+    square, place, image = _read(path, facts)
     x = _padded(_batch(square), model.stride)
     seen = engine.place(standardise(x))
     model.eval()
