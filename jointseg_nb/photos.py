@@ -288,7 +288,7 @@ def digests(
     files, # what `entry_files` gave
 ): # (digest of the photograph, digest of all); '' for a photograph that cannot be read
     "By what the files of an entry are known."
-    one = lambda f: f'{type(f).__name__}' if isinstance(f, Exception) else digest(np.ascontiguousarray(f).tobytes() if isinstance(f, np.ndarray) else f)
+    one = lambda f: f'{type(f).__name__}' if isinstance(f, Exception) else digest(np.ascontiguousarray(f) if isinstance(f, np.ndarray) else f)
     each = {kind: one(f) for kind, f in files.items()}
     return '' if isinstance(files[''], Exception) else each[''], digest(json.dumps(each).encode())
 
