@@ -110,7 +110,7 @@ def _read_journal(self: Cache):
         for name in self.shapes:
             if r[name]: self.ends[name] = max(self.ends[name], r[name][0] + 1)
 
-# %% ../nbs/06_cache.ipynb #15aa4a4c
+# %% ../nbs/06_cache.ipynb #58af04be
 @patch
 def check(self: Cache,
     workers=1, # threads
@@ -119,7 +119,7 @@ def check(self: Cache,
     def whole(record):
         return all(r is None or (r[0] < len(self.arrays[name]) and zlib.crc32(self.arrays[name][r[0]]) == r[1])
                    for name, r in ((name, record[name]) for name in self.shapes))
-    with ThreadPoolExecutor(workers) as pool: good = list(pool.map(whole, self.known.values()))
+    good = in_order(whole, self.known.values(), workers)
     self.known = {name: r for (name, r), ok in zip(self.known.items(), good) if ok}
 
 # %% ../nbs/06_cache.ipynb #592b8d65
@@ -214,33 +214,22 @@ def _pixels(
     found = {'images.u8': None if got.image is None else got.image.transpose(2, 0, 1), 'masks.u8': got.mask}
     return {name: np.ascontiguousarray(a) for name, a in found.items() if a is not None}
 
-# %% ../nbs/06_cache.ipynb #3ffc8193
+# %% ../nbs/06_cache.ipynb #2b6e1e52
 def in_order(
-    pool, # ThreadPoolExecutor
     job, # function of one item
-    items, # any iterable
-    ahead, # how many may be under way
-):
-    "Results of `job` in the order of `items`, at most `ahead` of them at a time."
+    items, # list
+    workers=1, # threads
+    progress=False, # show a progress bar
+    title='', # what it says
+    done=0, # how many others were done before
+): # generator
+    "Results of `job` in the order of `items`, with never more than a few of them waiting."
     waiting = deque()
-    for item in items:
-        waiting.append(pool.submit(job, item))
-        if len(waiting) >= ahead: yield waiting.popleft().result()
-    while waiting: yield waiting.popleft().result()
-
-# %% ../nbs/06_cache.ipynb #e6da682d
-@patch
-def _complete(self: Cache, entries, states, preparation, workers, progress, title):
-    "Make every row that is not known or not true any more."
-    try:
-        self._begin()
-        todo = [(e, s) for e, s in zip(entries, states) if not self._true(e, s)]
-        with ThreadPoolExecutor(workers) as pool, _bar(progress, len(entries), len(entries) - len(todo), f'caching {title}') as bar:
-            for record, pixels in in_order(pool, lambda job: _make(*job, self.known.get(job[0].name), preparation), todo, 4 * workers):
-                self._add(record, pixels); bar.update()
-        self._finish()
-    except KeyboardInterrupt: raise KeyboardInterrupt(f'caching {title} was stopped; nothing is lost, the next call goes on from there') from None
-    finally: self._close()
+    with ThreadPoolExecutor(workers) as pool, _bar(progress, len(items) + done, done, title) as bar:
+        for item in items:
+            waiting.append(pool.submit(job, item))
+            if len(waiting) >= 4 * workers: yield waiting.popleft().result(); bar.update()
+        while waiting: yield waiting.popleft().result(); bar.update()
 
 # %% ../nbs/06_cache.ipynb #dc0bb039
 @contextmanager
@@ -255,6 +244,19 @@ def _bar(progress, total, done, title):
 class _NoBar:
     def update(self): pass
     def close(self): pass
+
+# %% ../nbs/06_cache.ipynb #8fe811a2
+@patch
+def _complete(self: Cache, entries, states, preparation, workers, progress, title):
+    "Make every row that is not known or not true any more."
+    try:
+        self._begin()
+        todo = [(e, s) for e, s in zip(entries, states) if not self._true(e, s)]
+        job = lambda pair: _make(*pair, self.known.get(pair[0].name), preparation)
+        for record, pixels in in_order(job, todo, workers, progress, f'caching {title}', len(entries) - len(todo)): self._add(record, pixels)
+        self._finish()
+    except KeyboardInterrupt: raise KeyboardInterrupt(f'caching {title} was stopped; nothing is lost, the next call goes on from there') from None
+    finally: self._close()
 
 # %% ../nbs/06_cache.ipynb #bbbfb94b
 def _cannot_write(folder, error):
@@ -303,20 +305,18 @@ def _prepared(self: Cache, entries):
     at = torch.tensor([r['masks.u8'][0] + 1 if r['masks.u8'] else 0 for r in good], dtype=torch.long)
     return Prepared(images, Rows([unknown, masks], at) if at.any() else None, rows)
 
-# %% ../nbs/06_cache.ipynb #b77cdb7e
+# %% ../nbs/06_cache.ipynb #a97ab8f5
 def _in_memory(entries, preparation, workers, progress, title):
     "Prepared pixels in two tensors."
     size, rows, n = preparation.size, [], 0
     images = torch.empty(len(entries), 3, size, size, dtype=torch.uint8)
     masks = torch.empty(len(entries), size, size, dtype=torch.uint8) if any(e.has_mask for e in entries) else None
-    with ThreadPoolExecutor(workers) as pool, _bar(progress, len(entries), 0, f'reading {title}') as bar:
-        for got in in_order(pool, lambda e: load_entry(e, preparation), entries, 4 * workers):
-            rows.append(Row(None if got.image is None else n, got.mask is not None, got.content, got.full, tuple(got.problems)))
-            bar.update()
-            if got.image is None: continue
-            images[n] = torch.from_numpy(got.image).permute(2, 0, 1)
-            if masks is not None: masks[n] = 255 if got.mask is None else torch.from_numpy(got.mask)
-            n += 1
+    for got in in_order(lambda e: load_entry(e, preparation), entries, workers, progress, f'reading {title}'):
+        rows.append(Row(None if got.image is None else n, got.mask_ok, got.content, got.full, tuple(got.problems)))
+        if got.image is None: continue
+        images[n] = torch.from_numpy(got.image).permute(2, 0, 1)
+        if masks is not None: masks[n] = torch.from_numpy(got.mask) if got.mask_ok else 255
+        n += 1
     return Prepared(images[:n], masks[:n] if any(r.mask_ok for r in rows) else None, rows)
 
 # %% ../nbs/06_cache.ipynb #9ebb3551

@@ -6,7 +6,7 @@
 __all__ = ['LEVELS', 'ALIASES', 'OTHER_COLORS', 'SMALLEST_FIRST', 'LARGEST', 'RESIZES', 'RULES', 'Problem', 'ProblemsError',
            'class_name', 'class_table', 'class_colors', 'field_box', 'squared', 'refuse', 'read_photo', 'read_mask',
            'shrink', 'lesion_peaks', 'merge_masks', 'Entry', 'Preparation', 'digest', 'read_bytes', 'entry_files',
-           'digests', 'Loaded', 'load_entry']
+           'digests', 'whole', 'Loaded', 'load_entry']
 
 # %% ../nbs/05_photos.ipynb #793f8337
 import hashlib
@@ -292,6 +292,16 @@ def digests(
     each = {kind: one(f) for kind, f in files.items()}
     return '' if isinstance(files[''], Exception) else each[''], digest(json.dumps(each).encode())
 
+# %% ../nbs/05_photos.ipynb #89729c46
+def whole(
+    data, # bytes of an image file
+): # the same bytes
+    "Raise if the end of a JPEG is missing or a checksum of a PNG is wrong."
+    if data[:2] == b'\xff\xd8' and data.rfind(b'\xff\xd9') < data.rfind(b'\xff\xda'): raise ValueError('it is truncated: the end of the JPEG is missing')
+    if data[:4] == b'\x89PNG':
+        with Image.open(io.BytesIO(data)) as im: im.verify()
+    return data
+
 # %% ../nbs/05_photos.ipynb #02b3184b
 @dataclass
 class Loaded:
@@ -302,6 +312,10 @@ class Loaded:
     full: tuple # (width, height) of the photograph's file, px
     content: str # digest of the photograph's file
     files: str # digest of all files
+    box: tuple = (0., 0., 1., 1.) # part of the photograph that was kept, as fractions of width and height
+
+    @property
+    def mask_ok(self): return self.mask is not None
 
 # %% ../nbs/05_photos.ipynb #cf900990
 def load_entry(
@@ -310,21 +324,19 @@ def load_entry(
 ): # Loaded
     "Read, check and prepare all files of one entry."
     files, problems, mask = entry_files(entry), [], None
-    content, whole = digests(files)
+    content, all_files = digests(files)
     try: image, box, full = _photo(files[''], preparation)
-    except Exception as e: return Loaded(None, None, [_unreadable(entry, '', e)], (0, 0), content, whole)
+    except Exception as e: return Loaded(None, None, [_unreadable(entry, '', e)], (0, 0), content, all_files)
     problems += _photo_notes(entry, files[''], image)
     masks = _masks(entry, files, box, full, preparation, problems)
     if entry.has_mask and all(p.level == 'note' for p in problems): mask = merge_masks(masks, preparation.classes, preparation.size)
-    return Loaded(image, mask, problems, full, content, whole)
+    return Loaded(image, mask, problems, full, content, all_files, box)
 
 # %% ../nbs/05_photos.ipynb #5d1e9278
 def _photo(data, preparation):
     "What `read_photo` gives, from bytes or from an array."
     if isinstance(data, Exception): raise data
-    if not isinstance(data, np.ndarray):
-        if data[:2] == b'\xff\xd8' and data.rfind(b'\xff\xd9') < data.rfind(b'\xff\xda'): raise ValueError('it is truncated: the end of the JPEG is missing')
-        return read_photo(io.BytesIO(data), preparation.size, preparation.crop_field)
+    if not isinstance(data, np.ndarray): return read_photo(io.BytesIO(whole(data)), preparation.size, preparation.crop_field)
     if data.dtype != np.uint8 or data.ndim != 3 or data.shape[2] != 3: raise ValueError(f'an array of shape {data.shape} and type {data.dtype}, it takes (H, W, 3) uint8')
     file = io.BytesIO(); Image.fromarray(data).save(file, 'BMP')
     return read_photo(file, preparation.size, preparation.crop_field)
@@ -335,11 +347,12 @@ def _photo_notes(entry, data, image):
     note = lambda what, todo: Problem(str(entry.image), what, todo, level='note')
     if isinstance(data, np.ndarray): return []
     with Image.open(io.BytesIO(data)) as im: turned, pages = im.getexif().get(0x0112, 1) not in (0, 1), getattr(im, 'n_frames', 1)
-    spread = np.ptp(image, 2).max()
+    spread, q = np.ptp(image, 2).max(), len(image) // 4
+    blank = np.ptp(image[q:len(image) - q, q:len(image) - q], (0, 1)).max() <= 2
     return ([note('is turned by its EXIF tag, and was read turned', 'look whether its masks, if it has any, are turned as well')] * turned
             + [note(f'holds {pages} pictures, the first was read', 'nothing, if the others are previews')] * (pages > 1)
-            + [note('is one colour all over', 'look at it: there is no eye in it')] * bool(np.ptp(image, (0, 1)).max() == 0)
-            + [note('is grey', 'nothing, if it is meant so; red lesions and dark ones look the same in it')] * bool(spread <= 2 < np.ptp(image)))
+            + [note('shows nothing: it is of one colour', 'look at it: there is no eye in it')] * bool(blank)
+            + [note('is grey', 'nothing, if it is meant so; red lesions and dark ones look the same in it')] * bool(spread <= 2 and not blank))
 
 # %% ../nbs/05_photos.ipynb #a401bda9
 def _masks(entry, files, box, full, preparation, problems):
@@ -348,7 +361,7 @@ def _masks(entry, files, box, full, preparation, problems):
     for name, file in entry.masks.items():
         try:
             if isinstance(files[name], Exception): raise files[name]
-            mask = read_mask(io.BytesIO(files[name]))
+            mask = read_mask(io.BytesIO(whole(files[name])))
         except Exception as e: problems.append(_unreadable(entry, name, e)); continue
         if mask.shape != full[::-1]: problems.append(Problem(str(file), f'is {mask.shape[1]}x{mask.shape[0]} px, its image {_called(entry.image)} is {full[0]}x{full[1]} px', 'save the mask at the size of the image'))
         elif mask.mean() > 0.5: problems.append(Problem(str(file), f'marks {mask.mean():.0%} of the picture as {name}', 'look whether black and white are exchanged', level='note'))
