@@ -345,6 +345,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'jointseg_nb.datasets._layout_at': ('datasets.html#_layout_at', 'jointseg_nb/datasets.py'),
                                       'jointseg_nb.datasets._not_a_file': ('datasets.html#_not_a_file', 'jointseg_nb/datasets.py'),
                                       'jointseg_nb.datasets._npz': ('datasets.html#_npz', 'jointseg_nb/datasets.py'),
+                                      'jointseg_nb.datasets._of_class': ('datasets.html#_of_class', 'jointseg_nb/datasets.py'),
                                       'jointseg_nb.datasets._pair': ('datasets.html#_pair', 'jointseg_nb/datasets.py'),
                                       'jointseg_nb.datasets._parse_has_dr': ('datasets.html#_parse_has_dr', 'jointseg_nb/datasets.py'),
                                       'jointseg_nb.datasets._search_aptos': ('datasets.html#_search_aptos', 'jointseg_nb/datasets.py'),

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Patient', 'Batch', 'Sample', 'Rows', 'Source', 'take_rows', 'near', 'embedded', 'join', 'split', 'few', 'standardise',
-           'take_window', 'window_starts', 'recolour', 'Augment', 'Stream', 'plain_batches']
+           'take_window', 'window_starts', 'turn_window', 'recolour', 'Augment', 'Stream', 'plain_batches']
 
 # %% ../nbs/04_data.ipynb #898aa56e
 import math
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from fastcore.basics import patch
 
 from .fundus import GRADES, LESIONS, LESION_COLORS, eyes
@@ -33,13 +34,12 @@ class Rows:
         parts, # a uint8 tensor on the CPU, a Rows, or a list of them
         index=None, # which of their rows, counted through all parts, a LongTensor; None: all in order
     ):
-        self.parts, rows, start = [], [], 0
-        for p in [parts] if isinstance(parts, (torch.Tensor, Rows)) else parts:
-            inner = p.parts if isinstance(p, Rows) else [p]
-            rows.append((p.index if isinstance(p, Rows) else torch.arange(len(p))) + start)
-            self.parts += inner
-            start += sum(map(len, inner))
+        parts = [parts] if isinstance(parts, (torch.Tensor, Rows)) else list(parts)
+        self.parts, rows, start = [o for p in parts for o in (p.parts if isinstance(p, Rows) else [p])], [], 0
         _check_parts(self.parts)
+        for p in parts:
+            rows.append((p.index if isinstance(p, Rows) else torch.arange(len(p))) + start)
+            start += sum(map(len, p.parts)) if isinstance(p, Rows) else len(p)
         self.index = torch.cat(rows)[slice(None) if index is None else _as_index(index)]
         self.ends = torch.tensor([len(p) for p in self.parts]).cumsum(0)
 
@@ -48,9 +48,9 @@ def _check_parts(parts):
     "Tensors that cannot be rows of one thing are refused."
     if not parts: raise ValueError("parts is empty: give at least one uint8 tensor")
     for p in parts:
-        if not isinstance(p, torch.Tensor) or p.dtype != torch.uint8 or p.device.type != 'cpu' or p.shape[1:] != parts[0].shape[1:]:
+        if not isinstance(p, torch.Tensor) or not p.ndim or p.dtype != torch.uint8 or p.device.type != 'cpu' or p.shape[1:] != parts[0].shape[1:]:
             got = f'{tuple(p.shape)} {p.dtype} on {p.device}' if isinstance(p, torch.Tensor) else type(p).__name__
-            raise ValueError(f"parts must be uint8 tensors on the CPU with rows of one shape, here {tuple(parts[0].shape[1:])}; got {got}")
+            raise ValueError(f"parts must be uint8 tensors on the CPU, all with rows of one shape; got {got}" + (f" beside rows of {tuple(parts[0].shape[1:])}" if p is not parts[0] else ''))
 
 def _as_index(i):
     "Whatever says which rows, as something that indexes a tensor."
@@ -66,7 +66,7 @@ def __getitem__(self: Rows, i):
 
 @patch
 def _copy(self: Rows, at):
-    part = torch.bucketize(at, self.ends, right=True)
+    part = torch.bucketize(at.contiguous(), self.ends, right=True)
     kinds, starts = part.unique().tolist(), [0, *self.ends.tolist()]
     if len(kinds) == 1: return self.parts[kinds[0]].index_select(0, at - starts[kinds[0]])
     out = torch.empty(len(at), *self.shape[1:], dtype=torch.uint8)
@@ -462,13 +462,7 @@ def standardise(
     return x.div_(deviation.clamp_(min=1 / math.sqrt(n)))
 
 # %% ../nbs/04_data.ipynb #68ce228c
-def take_window(
-    x, # images (B, 3, H, W) or masks (B, H, W), any dtype
-    rows, # which row each row of the result comes from, (B, h) int64
-    columns, # which column each column of the result comes from, (B, w) int64
-    fill, # value outside the image
-): # (B, 3, h, w) or (B, h, w)
-    "Cut one window out of every image with a single gather."
+def _gather_window(x, rows, columns, fill):
     rows, columns = rows.to(x.device), columns.to(x.device)
     (height, width), (h, w) = x.shape[-2:], (rows.shape[1], columns.shape[1])
     inside = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[:, None, :]
@@ -477,6 +471,35 @@ def take_window(
     index = index.view(len(x), 1, h * w).expand(-1, planes.shape[1], -1)
     out = planes.gather(2, index).view(*x.shape[:-2], h, w)
     return out.masked_fill_(~(inside if x.ndim == 3 else inside[:, None]), fill)
+
+# %% ../nbs/04_data.ipynb #ac7b9e23
+def _slice_window(x, rows, columns, fill):
+    h, w = rows.shape[1], columns.shape[1]
+    out = x.new_full((*x.shape[:-2], h, w), fill)
+    for o, image, (r, at_r, up), (c, at_c, left) in zip(out, x, _runs(rows, x.shape[-2]), _runs(columns, x.shape[-1])):
+        part = image[..., r, c]
+        flips = [d for d, flip in ((-2, up), (-1, left)) if flip]
+        o[..., at_r, at_c] = part.flip(flips) if flips else part
+    return out
+
+def _runs(index, size):
+    "For each image: the slice of its lines that is taken, where in the window it goes, and whether it is reversed."
+    n = index.shape[1]
+    for low, first, last in zip(index.amin(1).tolist(), index[:, 0].tolist(), index[:, -1].tolist()):
+        start = min(max(low, 0), size)
+        stop = max(start, min(low + n, size))
+        at, to = max(start - low, 0), max(stop - low, 0)
+        yield slice(start, stop), slice(n - to, n - at) if first > last else slice(at, to), first > last
+
+# %% ../nbs/04_data.ipynb #69a4ffd0
+def take_window(
+    x, # images (B, 3, H, W) or masks (B, H, W), any dtype
+    rows, # which row each row of the result comes from, (B, h) int64, counting up or down by one
+    columns, # which column each column of the result comes from, (B, w) int64, counting up or down by one
+    fill, # value outside the image
+): # (B, 3, h, w) or (B, h, w)
+    "Cut one window out of every image: by slices on the CPU, with a single gather elsewhere."
+    return (_slice_window if x.device.type == 'cpu' else _gather_window)(x, rows, columns, fill)
 
 # %% ../nbs/04_data.ipynb #ff7cfa1e
 def window_starts(
@@ -494,33 +517,63 @@ def window_starts(
     return low + (u * (high - low + 1)).long().clamp(max=high - low)
 
 # %% ../nbs/04_data.ipynb #ce047539
+def turn_window(
+    x, # images (B, 3, H, W) or masks (B, H, W)
+    rows, # as for `take_window`, (B, h)
+    columns, # as for `take_window`, (B, w)
+    degrees, # how far each window is turned about the middle of its image, (B,)
+    fill, # value outside the image
+    mode='bilinear', # 'bilinear' for images, 'nearest' for masks
+): # (B, 3, h, w) or (B, h, w), float32 if bilinear, else of the dtype of x
+    "Cut one turned window out of every image."
+    (height, width), angle = x.shape[-2:], torch.deg2rad(degrees.double())
+    cos, sin = (o.float()[:, None, None].to(x.device) for o in (angle.cos(), angle.sin()))
+    dy, dx = rows.to(x.device)[:, :, None] - (height - 1) / 2, columns.to(x.device)[:, None, :] - (width - 1) / 2
+    grid = torch.stack([(cos * dx - sin * dy) * 2 / width, (sin * dx + cos * dy) * 2 / height], -1)
+    planes = (x if x.ndim == 4 else x[:, None]).float() - fill # outside, grid_sample gives 0
+    out = F.grid_sample(planes, grid, mode, padding_mode='zeros', align_corners=False) + fill
+    return (out if x.ndim == 4 else out[:, 0]).to(torch.float32 if mode == 'bilinear' else x.dtype)
+
+# %% ../nbs/04_data.ipynb #aeb4f3dd
+def _recolour(images, changes):
+    hue, contrast, saturation = changes[:, :, None, None].unbind(1)
+    red, green, blue = (images / 255.).unbind(1)
+    value = torch.maximum(torch.maximum(red, green), blue)
+    chroma = value - torch.minimum(torch.minimum(red, green), blue)
+    scale = 1 / chroma.clamp(min=1e-8)
+    h = torch.where(value == red, (green - blue) * scale, torch.where(value == green, (blue - red) * scale + 2, (red - green) * scale + 4))
+    k = (h[:, None] + .3 * hue[:, None] + h.new_tensor([5, 3, 1]).view(1, 3, 1, 1)) % 6
+    chroma = torch.minimum(chroma * (1 + saturation / 4), value)
+    x = value[:, None] - chroma[:, None] * torch.minimum(k, 4 - k).clamp_(0, 1)
+    mean = x.mean((2, 3), keepdim=True)
+    return (255 * (mean + (x - mean) * (1 + contrast[:, None] / 4))).clamp_(0, 255)
+
+# %% ../nbs/04_data.ipynb #566d2d0a
 def recolour(
     images, # (B, 3, H, W) uint8
     u, # uniform draws, (B, 3): hue, contrast, saturation of each image
     amount=1.0, # 1: hue by up to 18 degrees, contrast and saturation by up to a quarter; 0: nothing
 ): # (B, 3, H, W) float32, 0 to 255
     "Hue, contrast and saturation of each image changed by its own factors (III, the classifier's stream only)."
-    from kornia.color import hsv_to_rgb, rgb_to_hsv
-    from kornia.enhance import adjust_hue_raw, adjust_saturation_raw
-    hue, contrast, saturation = ((2 * u - 1) * amount).to(images.device).unbind(1)
-    hsv = adjust_saturation_raw(rgb_to_hsv(images / 255.), 1 + saturation / 4)
-    x = hsv_to_rgb(adjust_hue_raw(hsv, hue * math.pi / 10))
-    mean = x.mean((2, 3), keepdim=True)
-    return (255 * (mean + (x - mean) * (1 + contrast.view(-1, 1, 1, 1) / 4))).clamp(0, 255)
+    changes = ((2 * u - 1) * amount).to(images.device)
+    if images.device.type != 'cpu': return _recolour(images, changes)
+    return torch.cat([_recolour(image, change) for image, change in zip(images.split(1), changes.split(1))])
 
 # %% ../nbs/04_data.ipynb #374f35d0
 class Augment:
-    "Random flips, padding and crop, and colour if asked (III), for a whole batch; every draw comes from the generator given."
+    "Random flips, padding and crop, colour and rotation if asked (III), for a whole batch; every draw comes from the generator given."
     def __init__(self,
         crop=None, # side of what comes out, px; None: the side of what goes in
         pad=8, # how far the crop may reach over the edge, px
         flips=True, # flip left/right and up/down, each with probability 1/2
         colour=0.0, # 0: leave the colours; 1: hue by up to 18 degrees, contrast and saturation by up to a quarter
         strength=1.0, # 0: none of this, just the centre crop; 1: all; may be changed between two steps
+        rotate=0.0, # turn by up to so many degrees either way, 0 to 180
     ):
         if pad < 0: raise ValueError(f"pad={pad} must be 0 or more")
         if not 0 <= colour <= 2: raise ValueError(f"colour={colour} must lie between 0 (leave the colours) and 2 (twice the usual)")
-        self.crop, self.pad, self.flips, self.colour, self.strength = crop, pad, flips, colour, strength
+        if not 0 <= rotate <= 180: raise ValueError(f"rotate={rotate} must lie between 0 (upright) and 180 degrees (any way round)")
+        self.crop, self.pad, self.flips, self.colour, self.strength, self.rotate = crop, pad, flips, colour, strength, rotate
 
 # %% ../nbs/04_data.ipynb #fa70419d
 @patch
@@ -547,11 +600,11 @@ def __call__(self: Augment,
 ): # (B, 3, crop, crop) float32 standardised; (B, crop, crop) int64 or None, padding is 255
     "Augmented copies of a batch: the images standardised, the masks moved with their images."
     u = torch.rand(len(images), 7, generator=generator)
-    rows, columns = self.window(u, *images.shape[-2:])
-    amount = self.colour * self.strength
+    degrees = self.rotate and self.strength * self.rotate * (2 * torch.rand(len(images), generator=generator) - 1)
+    window, amount = self.window(u, *images.shape[-2:]), self.colour * self.strength
     x = recolour(images, u[:, 4:], amount) if amount else images
-    x = standardise(take_window(x, rows, columns, fill=0))
-    return x, None if masks is None else take_window(masks, rows, columns, fill=255).long()
+    if not self.rotate * self.strength: return standardise(take_window(x, *window, 0)), None if masks is None else take_window(masks, *window, 255).long()
+    return standardise(turn_window(x, *window, degrees, 0)), None if masks is None else turn_window(masks, *window, degrees, 255, 'nearest').long()
 
 # %% ../nbs/04_data.ipynb #9e0ad597
 Batch = namedtuple('Batch', 'x y index')
@@ -596,9 +649,9 @@ def __iter__(self: Stream): return self
 @patch
 def __next__(self: Stream):
     s, index, masked = self.source, self._next_index(), self.target == 'mask'
-    at = index.to(s.images.device)
-    x, y = self.augment(s.images[at].to(self.device), s.masks[at].to(self.device) if masked else None, self.generator)
-    return Batch(x, y if masked else s.labels[at].to(self.device), index)
+    images, masks = (take_rows(x, index).to(self.device) if wanted else None for x, wanted in ((s.images, True), (s.masks, masked)))
+    x, y = self.augment(images, masks, self.generator)
+    return Batch(x, y if masked else take_rows(s.labels, index).to(self.device), index)
 
 # %% ../nbs/04_data.ipynb #8a8d589e
 def _check_stream(s):
@@ -653,6 +706,6 @@ def plain_batches(
     "Evaluation batches, once through and in order: centre crop, standardised, nothing random (III)."
     centre, still = Augment(crop=crop, strength=0.), torch.Generator()
     for index in torch.as_tensor(indices, dtype=torch.long).cpu().split(batch_size):
-        at = index.to(source.images.device)
-        x, y = centre(source.images[at].to(device), source.masks[at].to(device) if target == 'mask' else None, still)
-        yield Batch(x, source.labels[at].to(device) if target == 'label' else y, index)
+        masks = take_rows(source.masks, index).to(device) if target == 'mask' else None
+        x, y = centre(take_rows(source.images, index).to(device), masks, still)
+        yield Batch(x, take_rows(source.labels, index).to(device) if target == 'label' else y, index)

@@ -1,4 +1,5 @@
-"""Mechanism of the rooms data and noise that is no lesson: any input, threads, saving, devices."""
+"""Mechanism of the rooms data and noise that is no lesson: any input, files, threads, saving, devices."""
+import sys
 import threading
 
 import pytest
@@ -7,7 +8,9 @@ import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
 from safetensors.torch import load, save
 
-from jointseg_nb.data import Augment, Rows, Source, Stream, embedded, few, join, near, plain_batches, split, standardise, take_rows, take_window
+from jointseg_nb import data as room
+from jointseg_nb.data import Augment, Rows, Source, Stream, embedded, few, join, near, plain_batches, split, standardise, take_rows, take_window, turn_window
+from jointseg_nb.evaluate import confusion
 from jointseg_nb.noise import NOISES, PartialRandomLabels
 
 
@@ -44,8 +47,93 @@ def test_take_window_is_pad_slice_flip(data):
         want_x.append(slow(s.images[i], top, left, crop, pad, flips, 0))
         want_y.append(slow(s.masks[i], top, left, crop, pad, flips, 255))
     rows, columns = torch.stack(rows), torch.stack(columns)
-    assert torch.equal(take_window(s.images, rows, columns, 0), torch.stack(want_x))
-    assert torch.equal(take_window(s.masks, rows, columns, 255), torch.stack(want_y))
+    for cut in (take_window, room._slice_window, room._gather_window):  # as on a CPU, as on a GPU
+        assert torch.equal(cut(s.images, rows, columns, 0), torch.stack(want_x))
+        assert torch.equal(cut(s.masks, rows, columns, 255), torch.stack(want_y))
+
+
+def test_a_window_may_lie_outside_its_image():
+    x = random_source(2, 6, 6).masks
+    for start in (-20, -9, 6, 30):
+        rows = torch.arange(start, start + 9).expand(2, -1)
+        for cut in (room._slice_window, room._gather_window):
+            assert torch.equal(cut(x, rows, rows.flip(1), 255), slow_far(x, rows, rows.flip(1)))
+
+
+def slow_far(x, rows, columns):
+    at = lambda i, r, c: int(x[i, r, c]) if 0 <= r < x.shape[1] and 0 <= c < x.shape[2] else 255
+    return torch.tensor([[[at(i, r, c) for c in columns[i].tolist()] for r in rows[i].tolist()] for i in range(len(x))], dtype=torch.uint8)
+
+
+@settings(max_examples=60, deadline=None)
+@given(h=st.integers(4, 14), w=st.integers(4, 14), degrees=st.floats(-180, 180), pad=st.integers(0, 4), flips=st.tuples(st.booleans(), st.booleans()))
+def test_a_turned_mask_takes_the_nearest_pixel_of_the_place(h, w, degrees, pad, flips):
+    # every pixel of the image holds its own place, so what comes out says where it was taken
+    place = torch.stack([torch.arange(h)[:, None].expand(h, w), torch.arange(w).expand(h, w), torch.full((h, w), 7)]).to(torch.uint8)[None]
+    mask = random_source(1, h, w, seed=h * w).masks
+    rows, columns = (torch.arange(-pad, n + pad)[None] for n in (h, w))
+    rows, columns = rows.flip(1) if flips[0] else rows, columns.flip(1) if flips[1] else columns
+    angle = torch.tensor([degrees])
+    y, (r, c, inside) = turn_window(mask, rows, columns, angle, 255, 'nearest')[0], turn_window(place, rows, columns, angle, 0, 'nearest')[0].long()
+    assert torch.equal(y == 255, inside == 0) and torch.equal(y[inside > 0], mask[0][r, c][inside > 0])
+    a = torch.deg2rad(angle.double())
+    dy, dx = rows[0][:, None] - (h - 1) / 2, columns[0][None] - (w - 1) / 2
+    there = (h - 1) / 2 + a.sin() * dx + a.cos() * dy, (w - 1) / 2 + a.cos() * dx - a.sin() * dy
+    for got, want in zip((r, c), there): assert ((got - want).abs()[inside > 0] <= .5 + 1e-4).all()
+    x = turn_window(place, rows, columns, angle, 0)[0]  # bilinear, at the same place: a ramp is interpolated exactly, away from the edge
+    deep = (there[0] >= 0) & (there[0] <= h - 1) & (there[1] >= 0) & (there[1] <= w - 1)
+    for got, want in zip(x, there): assert ((got - want).abs()[deep] < 1e-3).all()
+
+
+@pytest.mark.parametrize('quarters', range(-3, 4))
+@pytest.mark.parametrize('h,w', [(8, 8), (9, 9), (8, 12), (13, 7)])
+def test_quarter_turns_are_exact(h, w, quarters):
+    s = random_source(3, h, w)
+    span = (w, h) if quarters % 2 else (h, w)  # of an oblong image the turned window is oblong the other way
+    rows, columns = (torch.arange(n)[None].expand(3, -1) + (o - n) // 2 for n, o in zip(span, (h, w)))
+    turn = lambda x, fill, mode: turn_window(x, rows, columns, torch.full((3,), 90. * quarters), fill, mode)
+    assert torch.equal(turn(s.masks, 255, 'nearest'), s.masks.rot90(quarters, (-2, -1)))
+    assert torch.allclose(turn(s.images, 0, 'bilinear'), s.images.rot90(quarters, (-2, -1)).float(), atol=.01)
+
+
+AUGMENTS = [dict(), dict(rotate=30.), dict(colour=1., rotate=180.), dict(crop=24, pad=0, flips=False, rotate=5., strength=.4), dict(crop=40, colour=2.)]
+
+@pytest.mark.parametrize('how', AUGMENTS)
+def test_class_ids_never_mix(source, how):
+    two = source.masks.clone(); two[two != 3] = 0  # haemorrhages alone: anything between 0 and 3 would be invented
+    for seed in range(3): assert set(Augment(**how)(source.images, two, torch.Generator().manual_seed(seed))[1].unique().tolist()) <= {0, 3, 255}
+
+
+@pytest.mark.parametrize('how', AUGMENTS)
+def test_the_generator_alone_decides(source, how):
+    def batch(seed): return Augment(**how)(source.images, source.masks, torch.Generator().manual_seed(seed))
+    before = torch.get_rng_state()
+    a, b, c = batch(1), batch(1), batch(2)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(p, q) for p, q in zip(a, b)) and not torch.equal(a[0], c[0])
+
+
+def test_rotation_off_takes_no_draws():
+    at = lambda **how: (g := torch.Generator().manual_seed(3), Augment(**how)(random_source(4).images, None, g))[0].get_state()
+    assert torch.equal(at(), at(colour=1.)) and torch.equal(at(), at(strength=0.)) and not torch.equal(at(), at(rotate=5.))
+    assert torch.equal(at(rotate=5.), at(rotate=5., strength=0.))  # a knob that moves shifts nothing
+
+
+@pytest.mark.parametrize('rotate', [-1, 181, float('nan')])
+def test_a_rotation_that_is_none_is_refused(rotate):
+    with pytest.raises(ValueError, match='rotate=.* must lie between 0'): Augment(rotate=rotate)
+
+
+@pytest.mark.parametrize('rotate', [0., 25.])
+def test_padding_does_not_count(source, rotate):
+    y = Augment(pad=8, rotate=rotate)(source.images, source.masks, torch.Generator().manual_seed(0))[1]
+    logits, padded = torch.randn(len(y), 7, *y.shape[1:], generator=torch.Generator().manual_seed(1)), y == 255
+    assert .05 < padded.float().mean() < .5
+    spoiled = torch.where(padded[:, None], 1e4 * torch.rand(logits.shape), logits)
+    loss = [F.cross_entropy(o, y, ignore_index=255) for o in (logits, spoiled)]
+    assert torch.equal(*loss) and torch.allclose(loss[0], F.cross_entropy(logits.permute(0, 2, 3, 1)[~padded], y[~padded]))
+    counts = [confusion(o.argmax(1), y, 7) for o in (logits, spoiled)]
+    assert torch.equal(*counts) and counts[0].sum() == (~padded).sum()
 
 
 @pytest.mark.parametrize('strength', [0., .3, 1.])
@@ -147,6 +235,59 @@ def test_the_same_batches_on_a_gpu(source):
         assert y.x.is_cuda and torch.allclose(x.x, y.x.cpu(), atol=1e-4) and torch.equal(x.y, y.y.cpu())
 
 
+# --- rows
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_rows_are_what_a_tensor_would_be(data):
+    lengths = data.draw(st.lists(st.integers(0, 5), min_size=1, max_size=4))
+    parts = [torch.randint(256, (n, 2, 3), dtype=torch.uint8) for n in lengths]
+    rows, whole = Rows(parts), torch.cat(parts)
+    for _ in range(data.draw(st.integers(0, 2))):  # subsets of subsets, and rows joined with rows
+        if len(rows):
+            pick = data.draw(st.lists(st.integers(-len(rows), len(rows) - 1), max_size=7))
+            rows, whole = rows.subset(pick), whole[torch.tensor(pick, dtype=torch.long)]
+        rows, whole = Rows([rows, parts[0]]), torch.cat([whole, parts[0]])
+    n = len(rows)
+    assert (n, rows.shape, rows.ndim, rows.dtype, rows.device) == (len(whole), whole.shape, 3, torch.uint8, whole.device)
+    assert torch.equal(rows[:], whole) and torch.equal(rows[1::2], whole[1::2]) and torch.equal(rows.to('cpu', step=2), whole)
+    some = data.draw(st.lists(st.integers(0, n - 1), max_size=9)) if n else []
+    for index in (some, torch.tensor(some, dtype=torch.long), [i - n for i in some]):
+        assert torch.equal(rows[index], whole[torch.as_tensor(index, dtype=torch.long)])
+    mask = torch.rand(n) < .5
+    assert torch.equal(rows[mask], whole[mask]) and torch.equal(rows[mask.tolist()], whole[mask])
+    for i in some[:2]: assert torch.equal(rows[i], whole[i])
+    assert [r.tolist() for r in rows] == whole.tolist()  # and it ends
+    with pytest.raises(IndexError): rows[n]
+
+
+def test_a_copy_comes_out_of_rows():
+    base = torch.zeros(4, 2, dtype=torch.uint8)
+    rows = Rows(base)
+    for out in (rows[0], rows[1:3], rows[[3]], rows[:], rows.to('cpu')): out += 1
+    assert not base.any()
+
+
+@pytest.mark.parametrize('parts,says', [([], 'empty'), ([torch.zeros(2, 3)], 'float32'), ([torch.zeros(2, 3, dtype=torch.uint8), torch.zeros(2, 4, dtype=torch.uint8)], 'one shape'),
+                                        (['abc'], 'got str'), ([3], 'got int'), (torch.zeros(2, 3, dtype=torch.uint8, device='meta'), 'on meta')])
+def test_what_cannot_be_rows_is_refused(parts, says):
+    with pytest.raises(ValueError, match=says): Rows(parts)
+
+
+@pytest.mark.skipif(not sys.platform.startswith('linux'), reason='asks Linux how much memory is used')
+def test_a_stream_touches_only_its_rows(tmp_path):
+    n, side = 20_000, 256  # 3.9 GB that are a hole in the disk
+    (tmp_path/'pixels').touch()
+    with open(tmp_path/'pixels', 'r+b') as f: f.truncate(n * 3 * side * side)
+    pixels = torch.from_file(str(tmp_path/'pixels'), shared=True, size=n * 3 * side * side, dtype=torch.uint8).view(n, 3, side, side)
+    used = lambda: 4096 * int(open('/proc/self/statm').read().split()[1])
+    s = Source(Rows(pixels), labels=torch.arange(n) % 5)
+    before = used()
+    stream = Stream(s.subset(range(0, n, 2)), range(n // 2), 8, Augment(224), 'label')
+    for _ in range(5): next(stream)
+    assert used() - before < 200e6
+
+
 # --- sources and splits
 
 def test_no_masks_take_no_memory():
@@ -217,7 +358,61 @@ def check_phase(counts, held, want):
     for s in strata: assert 0 < sum(g in held for g, _ in s) < len(s)
 
 
-@settings(max_examples=60, deadline=None)
+def test_a_subset_of_rows_copies_nothing():
+    s = random_source(6)
+    lazy = Source(Rows(s.images), Rows(s.masks), labels=s.labels).subset([4, 1]).subset([1])
+    assert lazy.images.parts[0].data_ptr() == s.images.data_ptr() and lazy.masks.parts[0].data_ptr() == s.masks.data_ptr()
+    assert torch.equal(lazy.images[0], s.images[1]) and torch.equal(lazy[0].mask, s.masks[1])
+    assert torch.equal(lazy.in_memory().images, s.images[[1]]) and torch.equal(lazy.in_memory().masks, s.masks[[1]])
+
+
+def test_sources_move_only_where_there_is_room():
+    s = random_source(10)
+    lazy = Source(Rows(s.images), labels=s.labels)
+    assert near(lazy, 'meta', free=2 * lazy.nbytes) is lazy and near(s, 'cpu') is s
+    moved = near(lazy, 'meta', free=2 * lazy.nbytes + 1)
+    assert moved.images.is_meta and moved.labels.is_meta and moved.masks.is_meta and moved.masks.stride() == (0, 0, 0) and not lazy.labels.is_meta
+    assert moved.names == lazy.names and s.nbytes == s.images.nbytes + s.masks.nbytes
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 12), st.integers(0, 12)), max_size=40))
+def test_equal_photographs_are_one_patient(rows):
+    groups, contents = [f'p{g}' for g, _ in rows], [f'c{c}' if c else None for _, c in rows]
+    merged = room._one_patient(groups, contents)
+    naive = list(groups)  # repaint until nothing changes
+    for _ in rows:
+        for i in range(len(rows)):
+            for j in range(len(rows)):
+                if groups[i] == groups[j] or contents[i] and contents[i] == contents[j]: naive[i] = naive[j] = min(naive[i], naive[j])
+    assert merged == naive
+
+
+def test_join_keeps_what_belongs_together():
+    a, b = random_source(4, seed=1), random_source(3, seed=2)
+    a = Source(a.images, None, labels=[0, 1, -1, 2], groups=['x:1', 'x:1', 'x:2', 'x:3'], title='a', contents=['f1', 'f2', 'f3', None])
+    b = Source(Rows(b.images), b.masks, [True, False, True], groups=['y:1', 'y:2', 'x:3'], title='b', contents=[None, 'f3', None])
+    s = join(a, b, title='both')
+    assert s.names == ['a/0', 'a/1', 'a/2', 'a/3', 'b/0', 'b/1', 'b/2'] and s.title == 'both'
+    assert s.groups == ['x:1', 'x:1', 'x:2', 'x:3', 'y:1', 'x:2', 'x:3']  # b/1 is the photograph a/2
+    assert s.gradable.tolist() == [0, 1, 3] and s.segmentable.tolist() == [4, 6] and s[4].label is None and s[0].mask is None
+    assert torch.equal(s.masks[[6, 4]], b.masks[[2, 0]]) and torch.equal(s.images[:4], a.images) and s.contents[5] == 'f3'
+    assert torch.equal(take_rows(s.images, torch.tensor([5, 0])), torch.stack([b.images[1], a.images[0]]))
+    assert len(join(s, random_source(2))) == 9 and s.masks[0].unique().tolist() == [255]
+
+
+def test_what_cannot_be_joined_is_refused():
+    a = random_source(4)
+    with pytest.raises(ValueError, match='two or more'): join(a)
+    with pytest.raises(ValueError, match="names must be distinct, 'source/0' occurs 2 times"): join(a, a)
+    with pytest.raises(ValueError, match='same size='): join(a, random_source(4, 8, 8))
+    two = Source(a.images, a.masks % 2, mask_classes=['background', 'lesion'], mask_colors=[[0] * 3] * 2, title='two')
+    with pytest.raises(ValueError, match="'two' has the mask classes .*same classes="): join(a, two)
+    with pytest.raises(ValueError, match="'yes' has the labels .*same label="): join(a, Source(a.images, labels=[0, 1, 0, 1], label_names=['no', 'yes'], title='yes'))
+    assert join(Source(a.images, labels=a.labels, title='b'), two).mask_classes == ('background', 'lesion')  # no masks, no say
+
+
+@settings(max_examples=40, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(1, 3)), min_size=4, max_size=60), st.integers(4, 40), st.floats(.2, .8), st.floats(.2, .8), st.integers(0, 3))
 def test_two_sets_are_split_apart(graded, marked, valid, valid_masks, seed):
     a = labelled([(f'p{k}', label, False) for k, (label, n) in enumerate(graded) for _ in range(n)])
