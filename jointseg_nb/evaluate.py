@@ -154,10 +154,10 @@ from pathlib import Path
 import torch.nn.functional as F
 from PIL import Image, ImageOps
 
-# %% ../nbs/15_evaluate.ipynb #h15fe3482d
+# %% ../nbs/15_evaluate.ipynb #h15ace7767
 from .agents import JointSeg
 from .fundus import LESION_COLORS, LESIONS
-from .photos import Entry, Preparation, class_colors, load_entry, read_photo
+from .photos import Entry, Preparation, class_colors, load_entry
 
 # %% ../nbs/15_evaluate.ipynb #h15ff8ac7f
 def load_model(
@@ -334,18 +334,17 @@ def _batch(image):
     "A picture as a batch of one, (1,3,h,w) float."
     return torch.tensor(np.asarray(image)).permute(2, 0, 1)[None].float()
 
-# %% ../nbs/15_evaluate.ipynb #h159f8d0a5
+# %% ../nbs/15_evaluate.ipynb #h15d0470c1
 def _read(path, facts):
     "The square as the network was trained on, its placement, and the whole photograph, upright; ValueError for a file that is no good."
     path = Path(path)
     loaded = load_entry(Entry(path.name, path), Preparation(facts['size'], facts['crop_field']))
     bad = [p for p in loaded.problems if p.level != 'note']
     if bad: raise ValueError(str(bad[0]))
-    box = read_photo(path, facts['size'], facts['crop_field'])[1]
     try:
         with Image.open(path) as im: image = ImageOps.exif_transpose(im).convert('RGB')
     except Exception as e: raise ValueError(f'{path}: cannot be read at its own size ({e}). Save it again as a whole JPEG or PNG.') from e
-    return loaded.image, square_placement(loaded.full, box, facts['size']), image
+    return loaded.image, square_placement(loaded.full, loaded.box, facts['size']), image
 
 # %% ../nbs/15_evaluate.ipynb #h1598d2ad3
 def _tile_scores(model, engine, image, x, place, facts, scale, tile, overlap):
