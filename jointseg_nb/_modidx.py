@@ -411,6 +411,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'jointseg_nb/evaluate.py'),
                                       'jointseg_nb.evaluate._batch': ('evaluate.html#_batch', 'jointseg_nb/evaluate.py'),
                                       'jointseg_nb.evaluate._cells': ('evaluate.html#_cells', 'jointseg_nb/evaluate.py'),
+                                      'jointseg_nb.evaluate._checked_tile': ('evaluate.html#_checked_tile', 'jointseg_nb/evaluate.py'),
                                       'jointseg_nb.evaluate._padded': ('evaluate.html#_padded', 'jointseg_nb/evaluate.py'),
                                       'jointseg_nb.evaluate._photographs': ('evaluate.html#_photographs', 'jointseg_nb/evaluate.py'),
                                       'jointseg_nb.evaluate._read': ('evaluate.html#_read', 'jointseg_nb/evaluate.py'),

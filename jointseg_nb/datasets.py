@@ -37,15 +37,16 @@ YES_NO = {'0': 0, '0.0': 0, 'no': 0, 'false': 0, 'no dr': 0, '1': 1, '1.0': 1, '
 def _text(data):
     "The text of a table; a ValueError for what is none."
     if data[:4] == b'PK\3\4': raise ValueError('it is a spreadsheet or another zip file')
-    if data[:2] in (b'\xff\xfe', b'\xfe\xff'): return data.decode('utf-16')
-    if b'\0' in data: raise ValueError('it holds zero bytes: no text, or UTF-16 without its mark')
-    try: return data.decode('utf-8-sig')
-    except UnicodeDecodeError as e: raise ValueError(f'it is not in UTF-8, see line {data[:e.start].count(10) + 1}') from None
+    wide = data[:2] in (b'\xff\xfe', b'\xfe\xff')
+    if b'\0' in data and not wide: raise ValueError('it holds zero bytes: no text, or UTF-16 without its mark')
+    try: text = data.decode('utf-16' if wide else 'utf-8-sig')
+    except UnicodeDecodeError as e: raise ValueError(f'it is not in UTF-{16 if wide else 8}, see line {data[:e.start].count(10) + 1}') from None
+    return text.replace('\r\n', '\n').replace('\r', '\n')
 
 # %% ../nbs/07_datasets.ipynb #0fbf3eb5
 def _csv_rows(text):
     "Yield (line on which it starts, cells) of every row."
-    first = text.lstrip().partition('\n')[0].partition('\r')[0]
+    first = text.lstrip().partition('\n')[0]
     by = max(';\t,', key=first.count)
     reader, line = csv.reader(io.StringIO(text, newline=''), delimiter=by if by in first else ' ' if ' ' in first else ',', strict=True, skipinitialspace=by not in first), 1
     try:
@@ -132,7 +133,8 @@ class Search:
         self.names, self.own = class_table(classes)
         self.domain = self.path.resolve().name if layout.name == 'folder' else layout.name
         self.entries, self.problems, self.tables, self.tasks_found = [], [], [], []
-        self.blind, self.refused = False, set() # folders that could not be listed, files that were refused: that rows and masks find no photograph there is no news
+        self.blind, self.refused = False, set() # a folder of photographs could not be listed, some were refused: that rows and masks do not find them is no news
+        self.spoilt = [] # photographs with a mask that was refused: their masks are unknown
         self.unsearched = [] # photographs without a mask file, in a set where that may mean two things
         _check_question(self)
 
@@ -182,16 +184,18 @@ def may_enter(self: Search, folder):
 def images(self: Search,
     folder, # where they lie
     others=False, # may other files and folders lie there as well?
-): # {plain name: DirEntry}
+): # ({plain name: DirEntry}, plain names of what was refused)
     "The images in a folder by name; anything else that lies there, hidden files excepted, is a problem."
-    out = {}
+    out, refused, twins = {}, set(), set()
     for f in sorted(os.scandir(folder), key=lambda f: f.name) if self.may_enter(folder) else ():
         if _hidden(f.name) or (others and not f.name.lower().endswith(SUFFIXES)): continue
         fault = _not_a_file(f, self.root, self.links) or _bad_name(f.name)
-        if not fault and plain(f.name) in out: fault = f'has the same name as {out[plain(f.name)].name}', 'rename or delete one of them: a table cannot tell them apart'
-        if fault: self.problem(f.path, *fault); self.refused.add(plain(f.name))
+        if not fault and plain(f.name) in out:
+            fault = f'has the same name as {out[plain(f.name)].name}, so that tables and masks cannot tell them apart', 'rename or delete one of them'
+            twins.add(plain(f.name))
+        if fault: self.problem(f.path, *fault); refused.add(plain(f.name))
         else: out[plain(f.name)] = f
-    return out
+    return {k: f for k, f in out.items() if k not in twins}, refused
 
 def _bad_name(name):
     "Why a file of this name cannot be used."
@@ -243,8 +247,9 @@ def photos(self: Search,
     others=False, # may other files lie there as well?
 ): # list of Entry
     "Entries of all images in a folder."
-    prefix, new = ''.join(f'{p}/' for p in (task, part) if p), []
-    for f in self.images(folder, others).values():
+    prefix, new, (files, refused) = ''.join(f'{p}/' for p in (task, part) if p), [], self.images(folder, others)
+    self.refused |= refused
+    for f in files.values():
         stem = f.name.rpartition('.')[0]
         new.append(Entry(prefix + stem, Path(f.path), has_mask=masked, group=f'{self.domain}:{patient(stem) if patient else stem}', part=part))
     self.entries += new
@@ -289,14 +294,19 @@ def masks(self: Search,
 @patch
 def mask_class(self: Search, folder, name, by):
     "The mask files of one class."
-    for stem, f in self.images(folder).items():
-        base, _, suffix = stem.rpartition('_')
-        ours = suffix in (folder.name.lower(), 'mask') or class_name(suffix) == name
-        entry = by.get(stem) or (by.get(base) if ours else None)
+    files, refused = self.images(folder)
+    whose = lambda stem: by.get(stem) or (by.get(stem.rpartition('_')[0]) if _of_class(stem.rpartition('_')[2], folder, name) else None)
+    self.spoilt += [whose(stem) for stem in refused if whose(stem)]
+    for stem, f in files.items():
+        entry = whose(stem)
         if entry is None:
-            if not self.blind and not {stem, base} & self.refused: self.problem(f.path, 'is the mask of a photograph that is not there', 'add the photograph or delete the mask')
-        elif name in entry.masks: self.problem(f.path, f'is a second mask of {name!r} for {entry.name}, beside {entry.masks[name].name}', 'keep one of them')
+            if not self.blind and not {stem, stem.rpartition('_')[0]} & self.refused: self.problem(f.path, 'is the mask of a photograph that is not there', 'add the photograph or delete the mask')
+        elif name in entry.masks:
+            self.problem(f.path, f'is a second mask of {name!r} for {entry.name}, beside {entry.masks[name].name}', 'keep one of them')
+            self.spoilt.append(entry)
         else: entry.masks[name], entry.has_mask = Path(f.path), True
+
+def _of_class(suffix, folder, name): return suffix in (folder.name.lower(), 'mask') or class_name(suffix) == name
 
 # %% ../nbs/07_datasets.ipynb #97ac8de2
 Table = namedtuple('Table', 'file rows entries unlisted')
@@ -427,6 +437,7 @@ def answer(self: Search):
     label, names = self.choose()
     normal = set().union(*(self.apply(t, label, names) for t in self.tables))
     for e in self.unsearched: e.has_mask |= self.empty_masks == 'all' or (self.empty_masks == 'normal' and 'optic disc' not in self.names and e.name in normal)
+    for e in self.spoilt: e.has_mask = False
     if not self.entries and all(p.level == 'note' for p in self.problems):
         self.problem(self.path, 'holds no photographs', f"check the path; photographs end in {', '.join(SUFFIXES)}", 'fatal')
     halves = f" {' and '.join(self.tasks_found)}" if self.layout.tasks else ''

@@ -191,7 +191,7 @@ def _source(self: Session, run):
     if isinstance(g.source, Source): return g.source
     if size not in self._read:
         if g.source is not None: self._tell(run, f'reading {Path(g.source).name} at {size} px')
-        self._read = {size: self._embedded(run, g.n_source) if g.source is None else read(g.source, size=size, label=g.label or 'auto')}
+        self._read = {size: self._embedded(run, g.n_source) if g.source is None else read(g.source, size=size, label=g.label or 'auto', quiet=True)}
     return self._read[size]
 
 # %% ../nbs/20_lab.ipynb #10f1edd5
