@@ -259,6 +259,7 @@ def test_rows_are_what_a_tensor_would_be(data):
     for i in some[:2]: assert torch.equal(rows[i], whole[i])
     assert [r.tolist() for r in rows] == whole.tolist()  # and it ends
     with pytest.raises(IndexError): rows[n]
+    with pytest.raises(ValueError, match='taken whole'): rows[0, 1]
 
 
 def test_a_copy_comes_out_of_rows():
