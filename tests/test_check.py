@@ -511,9 +511,11 @@ def test_patients_and_copies_in_two_parts(tmp_path):
     (path/'test'/'10_left.jpeg').write_bytes((path/'train'/'15_left.jpeg').read_bytes()[:-2] + b'\xff\xfe\0\4hi\xff\xd9')
     Image.effect_noise((64, 64), 50).convert('RGB').save(path/'test'/'16_left.jpeg')
     with open(path/'retinopathy_solution.csv', 'a') as f: f.write('10_left,0,Public\n16_left,0,Public\n')
-    bad = {Path(p.file).name: p.what for p in check(path, size=64).problems if p.level != 'note'}
+    report = check(path, size=64)
+    bad = {Path(p.file).name: p.what for p in report.problems if p.level != 'note'}
     assert set(bad) == {'1_left.jpeg', '10_left.jpeg', '16_left.jpeg'}
     assert 'of the train part' in bad['1_left.jpeg'] and 'shows the patient' in bad['16_left.jpeg']
+    assert json.loads(report.to_json())['leaks']['pixels'] == [['train/13_left', 'test/1_left'], ['train/15_left', 'test/10_left']]
     assert check(path, part='train', size=64).ok and check(path, part='test', size=64).ok
 
 
