@@ -13,7 +13,7 @@ from hypothesis import given, settings, strategies as st
 from PIL import Image
 
 import trees
-from jointseg_nb.data import Stream, split
+from jointseg_nb.data import Stream, join, split
 from jointseg_nb.datasets import LAYOUTS, find, layout_of, read, read_table, to_folder
 from jointseg_nb.fundus import LESIONS
 from jointseg_nb.photos import ProblemsError, class_name, field_box, lesion_peaks, read_mask, read_photo, shrink
@@ -123,6 +123,15 @@ def test_equal_photographs_of_one_set_and_of_two_halves_are_one_patient(tmp_path
     shutil.copy(tree.path/'train_images'/'000c1434d8d7.png', tree.path/'train_images'/'ffffffffffff.png')
     s = now(tree.path)
     assert s.groups[s.names.index('train/000c1434d8d7')] == s.groups[s.names.index('train/ffffffffffff')] and len(set(s.groups)) == len(s) - 1
+
+
+def test_sets_read_apart_and_joined(tmp_path, grown):
+    "Equal names of two clinics are two patients; the halves of DDR know each other's patients also when they are read one by one."
+    for clinic, seed in (('north', 2), ('south', 3)): write_folder(tmp_path/clinic, eyes(8, 64, seed))
+    both = join(*(now(tmp_path/c, size=64) for c in ('north', 'south')))
+    assert len(both) == 16 and len(set(both.groups)) == 16 and {'north:e0', 'south:e0'} <= set(both.groups)
+    ddr = join(*(now(grown['ddr'].path/half) for half in ('DR_grading', 'lesion_segmentation')))
+    assert Counter(ddr.groups)['ddr:007-0000-000'] == 2 and len(ddr) == 6
 
 
 # --- layout by layout
