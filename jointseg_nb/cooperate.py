@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LIVE', 'AGENTS', 'rates', 'polynomial', 'Knobs', 'Report', 'gradient_cosines', 'gradient_cosine', 'Cooperation',
-           'Setup', 'parts', 'make_streams', 'set_up', 'make_model', 'replay', 'RateSweep', 'smooth', 'steepest',
-           'sweep_rates', 'plot_sweeps', 'stalled', 'collapse_warning']
+           'Setup', 'parts', 'make_streams', 'set_up', 'make_model', 'replay', 'RateSweep', 'smooth', 'sweep_rates',
+           'plot_sweeps', 'stalled', 'collapse_warning']
 
 # %% ../nbs/14_cooperate.ipynb #a0068d97
 import copy, math, threading, time
@@ -420,14 +420,14 @@ def load_state_dict(self: Cooperation,
         s.load_state_dict(state['streams'][k])
         s.augment.strength = self.values['augment']
 
-# %% ../nbs/14_cooperate.ipynb #e5eb8e1d
+# %% ../nbs/14_cooperate.ipynb #0006e90f
 @dataclass(frozen=True)
 class RateSweep:
     "What an agent's loss did while its rate rose."
     agent: str        # 'clf' or 'seg'
     rates: tuple      # one a step, rising
     losses: tuple     # smoothed
-    suggested: float  # the rate at which the loss fell fastest
+    suggested: float  # a third of the rate at which the loss was lowest
 
 # %% ../nbs/14_cooperate.ipynb #d48f67cc
 def smooth(
@@ -441,21 +441,11 @@ def smooth(
         out.append(total/weight)
     return out
 
-# %% ../nbs/14_cooperate.ipynb #2fa73399
-def steepest(
-    rates,   # rising geometrically
-    losses,  # smoothed
-):  # one of the rates
-    "The rate at which the loss falls fastest, before its lowest point."
-    low = max(2, min(range(len(losses)), key=lambda k: losses[k]))
-    fall = [losses[k - 1] - losses[min(k + 1, low)] for k in range(1, low)]
-    return rates[1 + max(range(len(fall)), key=lambda k: fall[k])]
-
-# %% ../nbs/14_cooperate.ipynb #3fe49ef9
+# %% ../nbs/14_cooperate.ipynb #fcc19271
 def sweep_rates(
     trainer,   # a `Cooperation`, fresh; it stands afterwards where it stood
     agent,     # 'clf' or 'seg'
-    low=1e-4,  # first rate
+    low=1e-3,  # first rate
     high=3.,   # last rate
     steps=60,  # how many
 ):  # a `RateSweep`
@@ -472,9 +462,10 @@ def sweep_rates(
         if losses[-1] > 3*min(losses): break
     trainer.load_state_dict(state)
     if len(losses) < 4: raise ValueError(f"low={low}: the {agent} loss was gone after {len(losses)} steps; lower low")
-    return RateSweep(agent, tuple(tried), tuple(smooth(losses)), steepest(tried, smooth(losses)))
+    smoothed = smooth(losses)
+    return RateSweep(agent, tuple(tried), tuple(smoothed), tried[smoothed.index(min(smoothed))]/3)
 
-# %% ../nbs/14_cooperate.ipynb #46269156
+# %% ../nbs/14_cooperate.ipynb #906f5259
 def plot_sweeps(
     *sweeps,  # `RateSweep`s
 ):  # a matplotlib Figure
@@ -485,7 +476,7 @@ def plot_sweeps(
         ax.plot(s.rates, s.losses)
         ax.axvline(s.suggested, color='0.6', ls='--')
         top = s.losses[0] + 0.5*(s.losses[0] - min(s.losses))
-        ax.set(xscale='log', title=f"{dict(clf='classifier', seg='segmenter')[s.agent]}: falls fastest at {s.suggested:.2g}", xlabel='rate', ylabel='loss (smoothed)', ylim=(None, max(top, min(s.losses) + 1e-6)))
+        ax.set(xscale='log', title=f"{dict(clf='classifier', seg='segmenter')[s.agent]}: begin at {s.suggested:.2g}", xlabel='rate', ylabel='loss (smoothed)', ylim=(None, max(top, min(s.losses) + 1e-6)))
     return fig
 
 # %% ../nbs/14_cooperate.ipynb #5bda7a70

@@ -109,10 +109,11 @@ class Loss:
         w = None if self.weight is None else self.weight.to(x)
         return sum(factor * TERMS[term](x, y, weight=w, ignore=self.ignore, **options) for factor, term in self.terms)
 
-# %% ../nbs/13_losses.ipynb #b7190ef7
+# %% ../nbs/13_losses.ipynb #56e43863
 def mass(
     y,       # (B,...) long
     weight,  # (C,) class weights, or None
-):  # scalar
+):  # number, or scalar tensor
     "The total weight of the targets: what a weighted mean divides by."
-    return torch.tensor(float(y.numel()), device=y.device) if weight is None else weight.to(y.device)[y].sum()
+    if weight is None: return y.numel()
+    return weight[y].sum(dtype=torch.float32 if y.device.type == 'mps' else torch.float64)
