@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from fastcore.basics import patch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as to_safetensors
 from .attention import PartialAttention, attention_ratio
 from .blocks import AgentNorm, ConvBN, ResidualInception, kaiming_
 
@@ -277,7 +277,7 @@ def save(self:JointSeg,
     except TypeError as e: raise ValueError(f'meta={self.meta!r} cannot be written as JSON ({e}): keep numbers, words, lists and dicts in it') from e
     tensors = {k: v.detach().cpu().contiguous() for k,v in self.state_dict().items()}
     info = dict(jointseg=header, sha256=_digest(header, tensors))
-    _replace(path, lambda part: save_file(tensors, part, info))
+    _replace(path, lambda part: part.write_bytes(to_safetensors(tensors, info)))
     return path
 
 # %% ../nbs/03_agents.ipynb #00000062
