@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['Batch', 'Sample', 'Rows', 'Source', 'take_rows', 'near', 'embedded', 'join', 'split', 'few', 'standardise',
-           'take_window', 'window_starts', 'turn_window', 'recolour', 'Augment', 'Stream', 'plain_batches']
+           'take_window', 'window_starts', 'turn_window', 'colour_matrix', 'recolour', 'Augment', 'Stream',
+           'plain_batches']
 
 # %% ../nbs/04_data.ipynb #898aa56e
 import math
@@ -536,18 +537,15 @@ def turn_window(
     return (out if x.ndim == 4 else out[:, 0]).to(torch.float32 if mode == 'bilinear' else x.dtype)
 
 # %% ../nbs/04_data.ipynb #aeb4f3dd
-def _recolour(images, changes):
-    hue, contrast, saturation = changes[:, :, None, None].unbind(1)
-    red, green, blue = (images / 255.).unbind(1)
-    value = torch.maximum(torch.maximum(red, green), blue)
-    chroma = value - torch.minimum(torch.minimum(red, green), blue)
-    scale = 1 / chroma.clamp(min=1e-8)
-    h = torch.where(value == red, (green - blue) * scale, torch.where(value == green, (blue - red) * scale + 2, (red - green) * scale + 4))
-    k = (h[:, None] + .3 * hue[:, None] + h.new_tensor([5, 3, 1]).view(1, 3, 1, 1)) % 6
-    chroma = torch.minimum(chroma * (1 + saturation / 4), value)
-    x = value[:, None] - chroma[:, None] * torch.minimum(k, 4 - k).clamp_(0, 1)
-    mean = x.mean((2, 3), keepdim=True)
-    return (255 * (mean + (x - mean) * (1 + contrast[:, None] / 4))).clamp_(0, 255)
+def colour_matrix(
+    hue, # angle about the grey axis, radians, (B,)
+    saturation, # factor on the distance from the grey axis, (B,)
+): # (B, 3, 3)
+    "The linear map of (red, green, blue) that turns the hue and stretches the saturation: greys stay what they are."
+    grey = torch.full((3, 3), 1 / 3, device=hue.device)
+    across = torch.tensor([[0., -1, 1], [1, 0, -1], [-1, 1, 0]], device=hue.device) / math.sqrt(3)
+    hue, saturation = hue.view(-1, 1, 1), saturation.view(-1, 1, 1)
+    return grey + saturation * (hue.cos() * (torch.eye(3, device=hue.device) - grey) + hue.sin() * across)
 
 # %% ../nbs/04_data.ipynb #566d2d0a
 def recolour(
@@ -556,9 +554,11 @@ def recolour(
     amount=1.0, # 1: hue by up to 18 degrees, contrast and saturation by up to a quarter; 0: nothing
 ): # (B, 3, H, W) float32, 0 to 255
     "Hue, contrast and saturation of each image changed by its own factors (III, the classifier's stream only)."
-    changes = ((2 * u - 1) * amount).to(images.device)
-    if images.device.type != 'cpu': return _recolour(images, changes)
-    return torch.cat([_recolour(image, change) for image, change in zip(images.split(1), changes.split(1))])
+    hue, contrast, saturation = ((2 * u - 1) * amount).to(images.device).unbind(1)
+    matrix, x = colour_matrix(hue * math.pi / 10, 1 + saturation / 4), images.flatten(2).float()
+    stretch = contrast.view(-1, 1, 1) / 4
+    offset = -stretch * (matrix @ x.mean(2, keepdim=True))
+    return torch.baddbmm(offset, (1 + stretch) * matrix, x).clamp_(0, 255).view(images.shape)
 
 # %% ../nbs/04_data.ipynb #374f35d0
 class Augment:
