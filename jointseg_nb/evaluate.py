@@ -346,7 +346,7 @@ def _read(path, facts):
     except Exception as e: raise ValueError(f'{path}: cannot be read at its own size ({e}). Save it again as a whole JPEG or PNG.') from e
     return loaded.image, square_placement(loaded.full, loaded.box, facts['size']), image
 
-# %% ../nbs/15_evaluate.ipynb #h1598d2ad3
+# %% ../nbs/15_evaluate.ipynb #h155bac439
 def _tile_scores(model, engine, image, x, place, facts, scale, tile, overlap):
     "Scores of overlapping tiles, and their placement."
     if scale == 'trained': picture = x[0]
@@ -356,13 +356,20 @@ def _tile_scores(model, engine, image, x, place, facts, scale, tile, overlap):
         cut = image.resize((w, h), Image.Resampling.BICUBIC, box=box) if scale != 1 else image.crop(box)
         picture, place = _batch(cut)[0], Placement(place.full, box, (0, 0, w, h))
     mean, deviation = x.mean(), x.std(correction=0).clamp(min=x[0].numel()**-.5)
-    tile = tile or -(-facts['crop']//model.stride)*model.stride
+    tile, overlap = _checked_tile(model, facts, tile, overlap)
     picture = (_padded(picture[None], least=tile)[0] - mean)/deviation
     def score(tiles):
         with engine.autocast(): return model.segment(engine.place(tiles))
-    return blend_tiles(score, picture, tile, tile//4 if overlap is None else overlap), place
+    return blend_tiles(score, picture, tile, overlap), place
 
-# %% ../nbs/15_evaluate.ipynb #h15ff3075a
+def _checked_tile(model, facts, tile, overlap):
+    "Side and overlap of tiles, with their defaults, or an error that says what they may be."
+    s = model.stride
+    tile = -(-facts['crop']//s)*s if tile is None else tile
+    if tile < s or tile % s: raise ValueError(f'tile={tile} must be a multiple of {s}, the stride of the network; the nearest is {max(1, round(tile/s))*s}')
+    return tile, tile//4 if overlap is None else overlap
+
+# %% ../nbs/15_evaluate.ipynb #h152c2719d
 @torch.no_grad()
 def predict_photo(
     model,         # a `JointSeg`
@@ -373,7 +380,7 @@ def predict_photo(
     engine=None,   # an `Engine`; None for float32 where the model is
 ):  # a `PhotoPrediction`
     "Mask, grade and activation maps of an image file, at its own size."
-    if scale not in (None, 'trained') and not 0 < scale <= 4: raise ValueError(f"scale={scale!r}; allowed: above 0 up to 4 (1 is the photograph's own resolution), 'trained', or None for one piece")
+    if scale not in (None, 'trained') and (isinstance(scale, str) or not 0 < scale <= 4): raise ValueError(f"scale={scale!r}; allowed: above 0 up to 4 (1 is the photograph's own resolution), 'trained', or None for one piece")
     engine, was, facts = engine or Engine(next(model.parameters()).device, 'float32'), model.training, model_facts(model)
     square, place, image = _read(path, facts)
     x = _padded(_batch(square), model.stride)

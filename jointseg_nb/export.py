@@ -144,7 +144,7 @@ def _write_tables(table, out):
     for r in table['failed']: rows.writerow([r['photograph'], *blank, r['error']])
     _write(out/'predictions.csv', text.getvalue().encode('utf-8'))
 
-# %% ../nbs/21_export.ipynb #h218ddbeab
+# %% ../nbs/21_export.ipynb #h21bf68650
 def _folded(block, agent):
     "A `ConvBN` as convolution with bias, and its ReLU; as it is where its norm has no running statistics."
     conv, norm, *act = block
@@ -156,7 +156,7 @@ def _folded(block, agent):
     new = nn.Conv2d(conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, device=conv.weight.device, dtype=conv.weight.dtype)
     new.weight.data.copy_(conv.weight*factor[:, None, None, None])
     new.bias.data.copy_(norm.bias - mean*factor)
-    return nn.Sequential(new, *act)
+    return nn.Sequential(new.requires_grad_(False), *act)
 
 # %% ../nbs/21_export.ipynb #h212ddd904
 def fold_batch_norm(
