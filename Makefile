@@ -16,7 +16,8 @@ OUT ?= runs/demo
 STAMP := $(VENV)/.ready
 BIN := $(if $(filter /%,$(VENV)),$(VENV),$(CURDIR)/$(VENV))/bin
 IN := env PATH="$(BIN):$$PATH"
-TESTENV := $(IN) OMP_NUM_THREADS=1
+# Notebooks and tests run on one thread, and what they cache stays with the environment.
+TESTENV := $(IN) OMP_NUM_THREADS=1 JOINTSEG_CACHE="$(BIN)/../cache"
 
 .DEFAULT_GOAL := help
 .PHONY: help setup lab demo test soak docs readme clean
