@@ -6,7 +6,9 @@ from jointseg_nb.attention import *
 from jointseg_nb.agents import *
 from jointseg_nb.data import *
 from jointseg_nb.photos import *
+from jointseg_nb.cache import *
 from jointseg_nb.datasets import *
+from jointseg_nb.check import *
 from jointseg_nb.noise import *
 from jointseg_nb.engine import *
 from jointseg_nb.recipes import *
