@@ -6,7 +6,7 @@
 __all__ = ['confusion', 'iou', 'mean_iou', 'accuracy', 'majority', 'quadratic_kappa', 'Evaluation', 'evaluate', 'Prediction',
            'predict', 'load_model', 'model_facts', 'Placement', 'square_placement', 'to_photograph', 'photograph_mask',
            'activation_maps', 'tile_starts', 'tile_window', 'blend_tiles', 'PhotoPrediction', 'predict_photo',
-           'scores_table']
+           'agree_on_names', 'scores_table']
 
 # %% ../nbs/15_evaluate.ipynb #0f5d6c85
 from dataclasses import dataclass
@@ -393,6 +393,18 @@ def predict_photo(
             with engine.autocast(): scores, at = model.segment(seen)[0].float().cpu(), place
     finally: model.train(was)
     return PhotoPrediction(np.asarray(image), photograph_mask(scores, at), logits[0].softmax(0).cpu().numpy(), maps[0].cpu().numpy(), _cells(place, x.shape[-1]/maps.shape[-1]))
+
+# %% ../nbs/15_evaluate.ipynb #h159ef9e06
+def agree_on_names(
+    model,   # a `JointSeg`
+    source,  # a `Source`; gets the network's names for what it does not tell
+):
+    "Raise ValueError where a set's classes or grades are not the network's."
+    facts = model_facts(model)
+    if not len(source.segmentable): source.mask_classes, source.mask_colors = tuple(facts['mask_classes']), torch.tensor(facts['mask_colors'], dtype=torch.uint8)
+    if not len(source.gradable): source.label_names = tuple(facts['label_names'])
+    for what, has, wants in (('mask classes', source.mask_classes, facts['mask_classes']), ('grades', source.label_names, facts['label_names'])):
+        if list(has) != list(wants): raise ValueError(f"source={source.title!r} has the {what} {', '.join(has)}; the network was trained on {', '.join(wants)}: read the set with these")
 
 # %% ../nbs/15_evaluate.ipynb #h152382613
 def scores_table(

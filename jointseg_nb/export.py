@@ -205,7 +205,7 @@ def _traceable(model):
     n, h, w = (torch.export.Dim(name, min=least, max=2**16) for name, least in (('n', 1), ('h', 3), ('w', 3)))
     return portable, torch.rand(2, 3, 5*s, 7*s)*255, ({0: n, 2: s*h, 3: s*w},)
 
-# %% ../nbs/21_export.ipynb #h21520f7e8
+# %% ../nbs/21_export.ipynb #h21886d1c1
 def save_program(
     model,  # a `JointSeg`
     path,   # the file to write, .pt2
@@ -214,7 +214,7 @@ def save_program(
     path = Path(path)
     if path.suffix != '.pt2': raise ValueError(f'path={str(path)!r}: the name of a torch.export program ends in .pt2')
     portable, example, free = _traceable(model)
-    program, file = torch.export.export(portable, (example,), dynamic_shapes=free), io.BytesIO()
+    with torch.enable_grad(): program, file = torch.export.export(portable, (example,), dynamic_shapes=free), io.BytesIO()
     torch.export.save(program, file, extra_files={'jointseg.json': _described(model)})
     path.parent.mkdir(parents=True, exist_ok=True)
     _write(path, file.getvalue())
@@ -228,7 +228,7 @@ def load_program(
     program = torch.export.load(str(path), extra_files=extra)
     return program.module(), json.loads(extra['jointseg.json'])
 
-# %% ../nbs/21_export.ipynb #h212f46f47
+# %% ../nbs/21_export.ipynb #h212d60307
 def save_onnx(
     model,  # a `JointSeg`
     path,   # the file to write, .onnx
@@ -238,7 +238,7 @@ def save_onnx(
     if path.suffix != '.onnx': raise ValueError(f'path={str(path)!r}: the name of an ONNX file ends in .onnx')
     if missing: raise ValueError(f"{' and '.join(missing)} is not installed; pip install 'jointseg_nb[export]'")
     portable, example, free = _traceable(model)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), torch.enable_grad():
         warnings.simplefilter('ignore'); logging.getLogger('torch.onnx').setLevel(logging.ERROR)   # what they say concerns other libraries
         made = torch.onnx.export(portable, (example,), dynamo=True, dynamic_shapes=free, verbose=False, input_names=['photographs'], output_names=['mask_logits', 'grade_logits'])
     made.model.metadata_props['jointseg'] = _described(model)
