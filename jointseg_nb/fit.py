@@ -247,7 +247,7 @@ def warn(self: Training, text):
     "Say something once in a training; it will stand in its metrics too."
     if text is None or self.warnings: return
     self.warnings.append(text)
-    warnings.warn(f'step {self.trainer.step_done}: {text}', RunWarning, stacklevel=2)
+    warnings.warn(text, RunWarning, stacklevel=2)
 
 # %% ../nbs/17_fit.ipynb #cf97a111
 @patch
@@ -349,7 +349,7 @@ def what_failed(
     "What happened, and what to do."
     smaller = f'lower clf_batch={recipe.clf_batch}, seg_batch={recipe.seg_batch} or crop={recipe.crop}, or take a smaller net, in a new run'
     if isinstance(error, FloatingPointError): return f'{error}; resume with another value of these goes on from the last checkpoint'
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error): return f'out of memory ({str(error).splitlines()[0][:200]}); {smaller}'
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error): return f'out of memory ({str(error)[:200]}); {smaller}' if str(error) else f'out of memory; {smaller}'
     if isinstance(error, BrokenPipeError): return 'whoever read the output has gone; resume goes on'
     if not isinstance(error, OSError): return None
     full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
