@@ -163,6 +163,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'jointseg_nb.commands._export': ('commands.html#_export', 'jointseg_nb/commands.py'),
                                       'jointseg_nb.commands._lab': ('commands.html#_lab', 'jointseg_nb/commands.py'),
                                       'jointseg_nb.commands._predict': ('commands.html#_predict', 'jointseg_nb/commands.py'),
+                                      'jointseg_nb.commands._run_recipe': ('commands.html#_run_recipe', 'jointseg_nb/commands.py'),
                                       'jointseg_nb.commands._train': ('commands.html#_train', 'jointseg_nb/commands.py'),
                                       'jointseg_nb.commands.add_reading_options': ( 'commands.html#add_reading_options',
                                                                                     'jointseg_nb/commands.py'),

@@ -249,7 +249,7 @@ def evaluate_parser():
     add_reading_options(p, "what the run was trained on")
     return p
 
-# %% ../nbs/23_commands.ipynb #c233cf440a
+# %% ../nbs/23_commands.ipynb #c2381ddbdc
 def evaluation_set(
     args,   # what argparse made of the command line
     facts,  # `model_facts` of the network
@@ -259,9 +259,11 @@ def evaluation_set(
     from jointseg_nb.fit import load_source, run_source
     part, reading = args.part or ('all' if args.data else 'valid'), reading_options(args) or {}
     if part == 'test' and not args.data: raise ValueError('part=test is the published test part of a data set: name the set with --data')
+    if not args.data and not _run_recipe(args.run): raise ValueError(f'{args.run!r} is no folder of a run, so it held nothing out: name a data set with --data')
     if not args.data: recipe, source = run_source(args.run)
     elif part in ('valid', 'train'):
-        recipe = recipe_from_json((Path(args.run)/'recipe.json').read_text(encoding='utf-8'))
+        recipe = _run_recipe(args.run)
+        if recipe is None: raise ValueError(f'part={part}, but {args.run!r} is no folder of a run, which alone knows what it held out: name one, or choose test or all')
         source = load_source(args.data, recipe, args.label or 'auto', **reading)
     else: return _any_set(args, facts, part, reading), None, part
     train, valid = parts(source, recipe)
@@ -278,13 +280,20 @@ def _any_set(args, facts, part, reading):
     each = [one(d) for d in args.data]
     return each[0] if len(each) == 1 else join(*each)
 
-# %% ../nbs/23_commands.ipynb #c2315d6cae
+# %% ../nbs/23_commands.ipynb #c2379ecf77
+def _run_recipe(run):
+    "The recipe of a run; None where RUN is no folder of one."
+    path = Path(run)/'recipe.json'
+    return recipe_from_json(path.read_text(encoding='utf-8')) if path.is_file() else None
+
+# %% ../nbs/23_commands.ipynb #c23ba72470
 def _evaluate(args):
     check_data(args.data)
     if args.out and not Path(args.out).absolute().parent.is_dir(): raise ValueError(f'out={args.out!r} lies in a folder that is not there; make it, or name another file')
     from jointseg_nb.engine import Engine
     from jointseg_nb.evaluate import agree_on_names, evaluate, load_model, model_facts, scores_table
-    engine = Engine(args.device, 'float32')
+    recipe = _run_recipe(args.run)
+    engine = Engine(args.device, recipe.precision if recipe else 'float32')
     model = engine.prepare(load_model(args.run))
     facts = model_facts(model)
     source, which, part = evaluation_set(args, facts)
