@@ -10,7 +10,7 @@ import torch
 from torch import nn
 import torch.nn.functional as F
 from fastcore.basics import patch
-from .blocks import ConvBN
+from .blocks import ConvBN, cat_channels
 
 # %% ../nbs/02_attention.ipynb #00000007
 def attention_ratio(
@@ -117,4 +117,4 @@ def forward(self:PartialAttention,
     on = self.possible if on is None else on
     if len(on) != len(self.ratios): raise ValueError(f'on has {len(on)} switches: give {len(self.ratios)}, one for each encoder level')
     maps = [self.bring(u, e, i) if on[i] else self.nothing(u, i) for i,e in enumerate(encoder_maps) if self.possible[i]]
-    return self.conv(sum(maps, u) if self.kind == 'sum' else torch.cat([u, *maps], 1))
+    return self.conv(sum(maps, u) if self.kind == 'sum' else cat_channels([u, *maps]))

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['AgentNorm', 'make_norm', 'ConvBN', 'count_parameters', 'count_flops', 'FactorisedConv', 'branch_widths',
-           'ResidualInception', 'kaiming_']
+           'split_channels', 'cat_channels', 'Pool3', 'ResidualInception', 'kaiming_']
 
 # %% ../nbs/01_blocks.ipynb #00000002
 import copy, math
@@ -105,6 +105,55 @@ def branch_widths(
     "Widths inside an inception block of `o` output channels (II-B leaves them open)."
     return max(16, o//4), max(16, o//8)
 
+# %% ../nbs/01_blocks.ipynb #63ee4507
+def _in_one_piece(parts, whole):
+    "Each part with memory of its own, in the layout of the whole."
+    last = whole.is_contiguous(memory_format=torch.channels_last)
+    return tuple(p.clone(memory_format=torch.channels_last if last else torch.contiguous_format) for p in parts)
+
+# %% ../nbs/01_blocks.ipynb #1351584f
+class _Split(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, widths): return _in_one_piece(x.split(widths, 1), x)
+    @staticmethod
+    def backward(ctx, *grads): return torch.cat(grads, 1), None
+
+def split_channels(
+    x, # maps (images, channels, height, width)
+    widths, # channels of each part, a list
+): # a tuple of maps
+    "`x.split(widths, 1)`; where gradients are wanted, each part with memory of its own."
+    return _Split.apply(x, widths) if x.requires_grad else x.split(widths, 1)
+
+# %% ../nbs/01_blocks.ipynb #31667ddf
+class _Cat(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, *parts):
+        ctx.widths = [p.shape[1] for p in parts]
+        return torch.cat(parts, 1)
+    @staticmethod
+    def backward(ctx, grad): return _in_one_piece(grad.split(ctx.widths, 1), grad)
+
+def cat_channels(
+    parts, # maps (images, channels, height, width), a list
+): # one map with the channels of all
+    "`torch.cat(parts, 1)`, whose gradients come in one piece each."
+    return _Cat.apply(*parts) if any(p.requires_grad for p in parts) else torch.cat(parts, 1)
+
+# %% ../nbs/01_blocks.ipynb #6d663c56
+def _max3(x, dim):
+    "The largest of each value and its two neighbours along `dim`."
+    y, n = x.clone(memory_format=torch.preserve_format), x.shape[dim] - 1
+    for to, fro in ((1, 0), (0, 1)):
+        here = y.narrow(dim, to, n)
+        torch.maximum(here, x.narrow(dim, fro, n), out=here)
+    return y
+
+class Pool3(nn.MaxPool2d):
+    "3x3 max-pool of stride 1; without gradient by rows and columns."
+    def __init__(self): super().__init__(3, 1, 1)
+    def forward(self, x): return super().forward(x) if torch.is_grad_enabled() else _max3(_max3(x, 2), 3)
+
 # %% ../nbs/01_blocks.ipynb #00000038
 def _quarter(o):
     "A quarter of `o`, which must be a multiple of 4."
@@ -128,14 +177,14 @@ class ResidualInception(nn.Module):
         self.splits = [b, b, r] + [b]*conv_before_pool
         self.reduce = ConvBN(i, sum(self.splits), 1, norm=norm)
         self.conv3, self.conv5 = conv(b, b, 3, norm=norm), conv(r, b, 5, norm=norm)
-        self.pool, self.after_pool = nn.MaxPool2d(3, 1, 1), ConvBN(b if conv_before_pool else i, b, 1, norm=norm)
+        self.pool, self.after_pool = Pool3(), ConvBN(b if conv_before_pool else i, b, 1, norm=norm)
         self.aggregate = conv(4*b, o, 3, norm=norm, act=False) if residual else None
         self.shortcut = ConvBN(i, o, 1, norm=norm, act=False) if residual else None
 
     def forward(self, x):
-        one, three, five, *four = self.reduce(x).split(self.splits, 1)
+        one, three, five, *four = split_channels(self.reduce(x), self.splits)
         pooled = self.after_pool(self.pool(four[0] if four else x))
-        y = torch.cat([one, self.conv3(three), self.conv5(five), pooled], 1)
+        y = cat_channels([one, self.conv3(three), self.conv5(five), pooled])
         return y if self.aggregate is None else F.relu(self.aggregate(y) + self.shortcut(x), inplace=True)
 
 # %% ../nbs/01_blocks.ipynb #00000050
