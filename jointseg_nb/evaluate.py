@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['confusion', 'iou', 'mean_iou', 'accuracy', 'majority', 'quadratic_kappa', 'Evaluation', 'evaluate', 'Prediction',
            'predict', 'load_model', 'model_facts', 'Placement', 'square_placement', 'to_photograph', 'photograph_mask',
-           'activation_maps', 'tile_starts', 'tile_window', 'blend_tiles', 'PhotoPrediction', 'predict_photo',
-           'agree_on_names', 'scores_table']
+           'activation_maps', 'tile_starts', 'tile_window', 'blend_tiles', 'PhotoPrediction', 'check_tiling',
+           'predict_photo', 'agree_on_names', 'scores_table']
 
 # %% ../nbs/15_evaluate.ipynb #0f5d6c85
 from dataclasses import dataclass
@@ -346,7 +346,23 @@ def _read(path, facts):
     except Exception as e: raise ValueError(f'{path}: cannot be read at its own size ({e}). Save it again as a whole JPEG or PNG.') from e
     return loaded.image, square_placement(loaded.full, loaded.box, facts['size']), image
 
-# %% ../nbs/15_evaluate.ipynb #h155bac439
+# %% ../nbs/15_evaluate.ipynb #h15775d9d1
+def check_tiling(
+    model,         # a `JointSeg`
+    scale=None,    # see `predict_photo`
+    tile=None,     # side of a tile, px
+    overlap=None,  # of neighbouring tiles, px
+):  # (side, overlap), with their defaults
+    "ValueError for tiles that cannot be."
+    if scale not in (None, 'trained') and (isinstance(scale, str) or not 0 < scale <= 4): raise ValueError(f"scale={scale!r}; allowed: above 0 up to 4 (1 is the photograph's own resolution), 'trained', or None for one piece")
+    s = model.stride
+    tile = -(-model_facts(model)['crop']//s)*s if tile is None else tile
+    if tile < s or tile % s: raise ValueError(f'tile={tile} must be a multiple of {s}, the stride of the network; the nearest is {max(1, round(tile/s))*s}')
+    overlap = tile//4 if overlap is None else overlap
+    tile_starts(tile, tile, overlap)
+    return tile, overlap
+
+# %% ../nbs/15_evaluate.ipynb #h15a24bb89
 def _tile_scores(model, engine, image, x, place, facts, scale, tile, overlap):
     "Scores of overlapping tiles, and their placement."
     if scale == 'trained': picture = x[0]
@@ -356,20 +372,12 @@ def _tile_scores(model, engine, image, x, place, facts, scale, tile, overlap):
         cut = image.resize((w, h), Image.Resampling.BICUBIC, box=box) if scale != 1 else image.crop(box)
         picture, place = _batch(cut)[0], Placement(place.full, box, (0, 0, w, h))
     mean, deviation = x.mean(), x.std(correction=0).clamp(min=x[0].numel()**-.5)
-    tile, overlap = _checked_tile(model, facts, tile, overlap)
     picture = (_padded(picture[None], least=tile)[0] - mean)/deviation
     def score(tiles):
         with engine.autocast(): return model.segment(engine.place(tiles))
     return blend_tiles(score, picture, tile, overlap), place
 
-def _checked_tile(model, facts, tile, overlap):
-    "Side and overlap of tiles, with their defaults, or an error that says what they may be."
-    s = model.stride
-    tile = -(-facts['crop']//s)*s if tile is None else tile
-    if tile < s or tile % s: raise ValueError(f'tile={tile} must be a multiple of {s}, the stride of the network; the nearest is {max(1, round(tile/s))*s}')
-    return tile, tile//4 if overlap is None else overlap
-
-# %% ../nbs/15_evaluate.ipynb #h152c2719d
+# %% ../nbs/15_evaluate.ipynb #h155f0462b
 @torch.no_grad()
 def predict_photo(
     model,         # a `JointSeg`
@@ -380,7 +388,7 @@ def predict_photo(
     engine=None,   # an `Engine`; None for float32 where the model is
 ):  # a `PhotoPrediction`
     "Mask, grade and activation maps of an image file, at its own size."
-    if scale not in (None, 'trained') and (isinstance(scale, str) or not 0 < scale <= 4): raise ValueError(f"scale={scale!r}; allowed: above 0 up to 4 (1 is the photograph's own resolution), 'trained', or None for one piece")
+    tile, overlap = check_tiling(model, scale, tile, overlap)
     engine, was, facts = engine or Engine(next(model.parameters()).device, 'float32'), model.training, model_facts(model)
     square, place, image = _read(path, facts)
     x = _padded(_batch(square), model.stride)

@@ -17,9 +17,9 @@ from PIL import Image
 from torch import nn
 from tqdm.auto import tqdm
 
-# %% ../nbs/21_export.ipynb #h21c11cc4d
+# %% ../nbs/21_export.ipynb #h21703b099
 from .blocks import AgentNorm, ConvBN
-from .evaluate import model_facts, predict_photo
+from .evaluate import check_tiling, model_facts, predict_photo
 from .figures import cam_figure, overlay
 
 # %% ../nbs/21_export.ipynb #h21ae1018c
@@ -99,7 +99,7 @@ def unique_names(
         names.append(name); used.add(name.lower())
     return names
 
-# %% ../nbs/21_export.ipynb #h21c7cf569
+# %% ../nbs/21_export.ipynb #h21ef5de70
 def predict_files(
     model,          # a `JointSeg`
     paths,          # image files, and folders of them
@@ -109,6 +109,7 @@ def predict_files(
     **how,          # of `predict_photo`: scale, tile, overlap, engine
 ):  # dict, what predictions.json holds
     "Predict photographs into a folder."
+    check_tiling(model, *(how.get(k) for k in ('scale', 'tile', 'overlap')))
     files, out, facts = list_photos(paths), Path(out), model_facts(model)
     names = unique_names(files)
     out.mkdir(parents=True, exist_ok=True)

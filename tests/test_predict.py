@@ -1,10 +1,11 @@
 """Photographs as they come: any shape, any fault. What the predictions mean is in notebooks 15 and 21."""
-import csv, json
+import csv, json, subprocess, sys
 from pathlib import Path
 import numpy as np
 import pytest, torch
 from hypothesis import assume, given, settings, strategies as st
 from PIL import Image, ImageOps
+from jointseg_nb import commands
 from jointseg_nb.agents import JointSeg
 from jointseg_nb.evaluate import (Placement, activation_maps, blend_tiles, load_model, model_facts, photograph_mask, predict_photo, square_placement,
     tile_starts, tile_window, to_photograph)
@@ -234,3 +235,57 @@ def test_interrupted_the_tables_stand(tmp_path, model, picture, monkeypatch):
     monkeypatch.setattr('jointseg_nb.export.predict_photo', stop)
     with pytest.raises(KeyboardInterrupt): predict_files(model, [tmp_path], tmp_path/'out')
     assert len(json.loads((tmp_path/'out'/'predictions.json').read_text())['photographs']) == 1
+
+# --- the commands ---
+
+def ends(command, argv):
+    "The exit code of a command."
+    try: command([str(a) for a in argv])
+    except SystemExit as e: return e.code or 0
+    return 0
+
+def test_predict_ends_with_what_was_wrong(tmp_path, picture, capsys):
+    picture.save(tmp_path/'a.png')
+    assert ends(commands.predict, ['pretrained', tmp_path/'a.png', '--out', tmp_path/'out', '--tiled', '--device', 'cpu']) == 0
+    assert 'a.png: ' in capsys.readouterr().out and json.loads((tmp_path/'out'/'predictions.json').read_text())['scale'] == 1
+    (tmp_path/'b.png').write_text('none')
+    assert ends(commands.predict, ['pretrained', tmp_path/'b.png', tmp_path/'a.png', tmp_path/'c.png', '--out', tmp_path/'out', '--device', 'cpu']) == 1
+    said = capsys.readouterr()
+    assert 'b.png: cannot be read' in said.err and 'c.png: cannot be read' in said.err and '1 of 3' in said.err and said.out.count('\n') == 1
+
+@pytest.mark.parametrize('options, said', [(['--tile', '64'], '--tiled'), (['--scale', 'big'], "'trained'"), (['--scale', '7'], 'up to 4'), (['--device', 'tpu'], 'allowed')])
+def test_predict_refuses(tmp_path, picture, capsys, options, said):
+    picture.save(tmp_path/'a.png')
+    assert ends(commands.predict, ['pretrained', tmp_path/'a.png', '--out', tmp_path/'out', *options]) == 2
+    assert said in capsys.readouterr().err
+
+def test_a_run_is_scored_as_it_scored_itself(tmp_path, capsys):
+    run, data = tmp_path/'run', Path(__file__).parent.parent/'data'
+    assert ends(commands.train, ['--data', data, '--cache', 'off', '--out', run, '--steps', '2', '--clf-batch', '2', '--seg-batch', '2', '--valid', '0.4', '--device', 'cpu']) == 0
+    wanted = json.loads((run/'metrics.json').read_text())
+    for more in [], ['--data', data, '--cache', 'off', '--part', 'valid']:
+        capsys.readouterr()
+        assert ends(commands.evaluate, [run, '--json', '--out', tmp_path/'scores.json', '--device', 'cpu', *more]) == 0
+        scores = json.loads(capsys.readouterr().out)
+        assert scores == json.loads((tmp_path/'scores.json').read_text()) and scores['part'] == 'valid' and scores['photographs'] == wanted['valid']
+        assert {k: scores[k] for k in ('miou', 'lesion_miou', 'top1', 'kappa', 'iou')} == {k: wanted[k] for k in ('miou', 'lesion_miou', 'top1', 'kappa', 'iou')}
+    assert ends(commands.evaluate, [run, '--part', 'train', '--json', '--device', 'cpu']) == 0
+    assert json.loads(capsys.readouterr().out)['photographs'] == wanted['train']
+    assert ends(commands.predict, [run, data/'images', '--out', tmp_path/'out', '--device', 'cpu']) == 0
+
+def test_evaluate_refuses(tmp_path, capsys):
+    data = Path(__file__).parent.parent/'data'
+    for argv, said in ((['pretrained'], '--data'), (['pretrained', '--data', data, '--part', 'valid'], 'no folder of a run'), (['pretrained', '--data', tmp_path/'none'], 'is not there'),
+                       (['pretrained', '--data', data, '--cache', 'off', '--label', 'has_dr'], 'was trained on'), ([tmp_path/'none', '--data', data], 'is not there'),
+                       (['pretrained', '--data', data, '--out', tmp_path/'none'/'x.json'], 'not there')):
+        assert ends(commands.evaluate, [*argv, '--device', 'cpu']) == 2
+        assert said in capsys.readouterr().err, argv
+
+def test_export_writes_by_the_ending(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr('jointseg_nb.export.save_program', lambda model, path: Path(path).write_bytes(b'x'*9) and Path(path))
+    assert ends(commands.export, ['pretrained', tmp_path/'m.pt2']) == 0 and 'm.pt2' in capsys.readouterr().out
+    assert ends(commands.export, ['pretrained', tmp_path/'m.pth']) == 2 and '.onnx or .pt2' in capsys.readouterr().err
+
+def test_help_does_not_wait_for_torch():
+    code = "import sys; from jointseg_nb import commands as c; [p().format_help() for p in (c.predict_parser, c.evaluate_parser, c.export_parser)]; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.strip() == 'False'
