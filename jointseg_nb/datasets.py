@@ -352,7 +352,8 @@ def rows(self: Search, file, columns=None):
         try:
             rows = read_table(file, columns)
             fault = _unusable(rows, columns)
-        except (ValueError, csv.Error, OSError) as e: fault = f'cannot be read as a table ({e})', 'save it as CSV in UTF-8'
+        except OSError as e: fault = f'cannot be opened ({e.strerror})', 'give yourself the right to read it'
+        except (ValueError, csv.Error) as e: fault = f'cannot be read as a table ({e})', 'save it as CSV in UTF-8'
     if fault: self.problem(file, *fault, level=level)
     return [] if fault else rows
 
@@ -457,7 +458,7 @@ def answer(self: Search):
     for e in self.spoilt: e.has_mask = False
     if not self.entries and all(p.level == 'note' for p in self.problems):
         self.problem(self.path, 'holds no photographs', f"check the path; photographs end in {', '.join(SUFFIXES)}", 'fatal')
-    halves = f" {' and '.join(self.tasks_found)}" if self.layout.tasks else ''
+    halves = f" {' and '.join(self.tasks_found)}" if self.tasks_found else ''
     title = self.domain if self.layout.name == 'folder' else f"{self.layout.title}{halves}{f', {self.part}' if self.layout.parts else ''}"
     return Found(self.entries, self.problems, label, names, self.names, title, self.layout.name)
 
