@@ -160,11 +160,10 @@ def read_photo(
     crop_field=True, # cut the black surround away
 ): # (photograph (size, size, 3) uint8, box as fractions of width and height, (width, height) of the file)
     "One photograph, field of view cropped, square, resized; a big JPEG is decoded at a reduced scale that still has twice the size asked for."
-    least = 2 * size
-    im, whole = _opened(file, least)
+    im, whole = _opened(file, 2 * size)
     box = field_box(im) if crop_field else (0., 0., float(im.width), float(im.height))
     widest = max(box[2] - box[0], box[3] - box[1])
-    if widest < 2 * size and im.size < whole:
+    if widest < 1.5 * size and im.size < whole:
         before, (im, _) = im.size, _opened(file, int(2 * size * min(im.size) / widest) + 1)
         box = tuple(b * new / old for b, new, old in zip(box, im.size * 2, before * 2))
     photo = np.asarray(squared(im, box, size, Image.Resampling.BICUBIC))
