@@ -13,7 +13,7 @@ from jointseg_nb.engine import Engine
 from jointseg_nb.noise import PartialRandomLabels
 from jointseg_nb.recipes import CHOICES, RANGES, RECIPES, Recipe, recipe, recipe_from_json, recipe_to_json
 
-TINY = recipe('pocket', size=32, crop=32, pad=2, steps=40, clf_batch=4, seg_batch=2, precision='float32')
+TINY = recipe('pocket', size=32, crop=16, pad=2, steps=40, clf_batch=4, seg_batch=2, precision='float32')
 EYES = embedded(30, seed=3, size=32)
 
 
@@ -109,8 +109,7 @@ def test_a_knob_changes_the_very_next_step(name, value):
     assert not torch.equal(weights(one.model), weights(other.model))
 
 
-@pytest.mark.parametrize('momentum', [0., 0.9])
-@pytest.mark.parametrize('norm', ['batch', 'agent', 'group'])
+@pytest.mark.parametrize('norm, momentum', [('batch', 0.9), ('agent', 0.9), ('group', 0.)])
 def test_two_optimisers_of_one_schedule_are_one(norm, momentum):
     "Simultaneous updates equal one Nesterov SGD on r J_clf + J_seg, decay (r + 1, r, 1) times on (M, C, S), in float64."
     how = dict(update='simultaneous', ratio_on='agent', lr=1e-3, lr_ratio=3., norm=norm, momentum=momentum, warmup=3)
