@@ -420,14 +420,14 @@ def load_state_dict(self: Cooperation,
         s.load_state_dict(state['streams'][k])
         s.augment.strength = self.values['augment']
 
-# %% ../nbs/14_cooperate.ipynb #0006e90f
+# %% ../nbs/14_cooperate.ipynb #62e85529
 @dataclass(frozen=True)
 class RateSweep:
     "What an agent's loss did while its rate rose."
     agent: str        # 'clf' or 'seg'
     rates: tuple      # one a step, rising
     losses: tuple     # smoothed
-    suggested: float  # a third of the rate at which the loss was lowest
+    suggested: float  # the rate by which four fifths of the loss's fall were done
 
 # %% ../nbs/14_cooperate.ipynb #d48f67cc
 def smooth(
@@ -441,7 +441,7 @@ def smooth(
         out.append(total/weight)
     return out
 
-# %% ../nbs/14_cooperate.ipynb #fcc19271
+# %% ../nbs/14_cooperate.ipynb #74a56400
 def sweep_rates(
     trainer,   # a `Cooperation`, fresh; it stands afterwards where it stood
     agent,     # 'clf' or 'seg'
@@ -463,7 +463,8 @@ def sweep_rates(
     trainer.load_state_dict(state)
     if len(losses) < 4: raise ValueError(f"low={low}: the {agent} loss was gone after {len(losses)} steps; lower low")
     smoothed = smooth(losses)
-    return RateSweep(agent, tuple(tried), tuple(smoothed), tried[smoothed.index(min(smoothed))]/3)
+    enough = smoothed[0] - 0.8*(smoothed[0] - min(smoothed))
+    return RateSweep(agent, tuple(tried), tuple(smoothed), next(r for r, v in zip(tried, smoothed) if v <= enough))
 
 # %% ../nbs/14_cooperate.ipynb #906f5259
 def plot_sweeps(

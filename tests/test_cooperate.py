@@ -195,7 +195,7 @@ def test_a_sweep_leaves_the_trainer_as_it_was():
     t, plain = trainer(average=0.9), trainer(average=0.9)
     t.step(); plain.step()
     s = sweep_rates(t, 'seg', low=1e-3, high=1e3, steps=25)
-    assert len(s.rates) == len(s.losses) <= 25 and s.rates[0]/3 <= s.suggested <= s.rates[-1]/3
+    assert len(s.rates) == len(s.losses) <= 25 and s.suggested in s.rates
     assert losses(t.steps(3)) == losses(plain.steps(3)) and torch.equal(flat(t.eval_model), flat(plain.eval_model))
 
 
