@@ -13,8 +13,10 @@ from jointseg_nb.noise import *
 from jointseg_nb.engine import *
 from jointseg_nb.recipes import *
 from jointseg_nb.runs import *
+from jointseg_nb.losses import *
 from jointseg_nb.cooperate import *
 from jointseg_nb.evaluate import *
 from jointseg_nb.figures import *
 from jointseg_nb.fit import *
 from jointseg_nb.lab import *
+from jointseg_nb.export import *
