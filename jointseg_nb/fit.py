@@ -219,11 +219,12 @@ def take(self: Training,
     self.run.log(**row)
     for listen in self.listeners: listen(row)
 
+# %% ../nbs/17_fit.ipynb #ca1e6adc
 @patch
 def look(self: Training,
     step,  # steps done
 ):  # the scores that a curve shows, a dict
-    "Score some held-out eyes; a scene for the film; the best network so far is kept."
+    "Look at the held-out eyes."
     t, counted = self.trainer, quick_look(self.setup)
     self.scores = curve_scores(counted.metrics())
     score = rank(self.scores)
@@ -242,6 +243,7 @@ def rank(
     "The number by which one network is better than another."
     return scores.get('top1') if scores.get('lesion_miou') is None else scores['lesion_miou']
 
+# %% ../nbs/17_fit.ipynb #59372bae
 @patch
 def warn(self: Training, text):
     "Say something once in a training; it will stand in its metrics too."
@@ -261,6 +263,7 @@ def save_model(self: Training,
     try: model.save(self.run.path/f'{name}.safetensors')
     finally: model.meta = meta
 
+# %% ../nbs/17_fit.ipynb #bc34e38a
 @patch
 def save(self: Training):
     "Keep a checkpoint."

@@ -218,6 +218,7 @@ def start(self: Run,
     self.write_json('run', begun)
     write_atomic(self.path/'recipe.json', recipe_to_json(recipe))
 
+# %% ../nbs/12_runs.ipynb #8f4ab941
 @patch
 def write_json(self: Run,
     name,     # of the file, without its ending
