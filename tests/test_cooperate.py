@@ -242,3 +242,17 @@ def test_a_recipe_of_before_reads_as_what_it_did():
     for new in ('rotate', 'labels', 'valid_masks', 'clf_accumulate', 'order', 'seg_every', 'warmup', 'lr_min', 'clip', 'average', 'seg_loss', 'clf_loss', 'clf_weight_power',
                 'label_smoothing', 'focal_gamma', 'patience', 'meter_every'): del old[new]
     assert recipe_from_json(json.dumps(old)) == recipe('pocket')
+
+
+def test_the_papers_sizes():
+    "`paper-full` on a set of EyePACS's size, two eyes a patient, one patient in seven with masks: 25,000 and 3,500 to learn from, 10,000 and 1,500 held out."
+    n, patient = 35_126, torch.arange(35_126)//2
+    images = torch.zeros(1, 3, 8, 8, dtype=torch.uint8).expand(n, 3, 8, 8)
+    source = Source(images, torch.zeros(1, 8, 8, dtype=torch.uint8).expand(n, 8, 8), patient % 7 == 0, patient % 5, groups=patient.tolist())
+    r = recipe('paper-full')
+    train, valid = parts(source, r)
+    clf, seg = make_streams(source, train, r)
+    assert len(clf.indices) == 25_000 and len(seg.indices) == 3_500
+    assert abs(len(valid) - 10_000) <= 2 and abs(int(source.has_mask[valid].sum()) - 1_500) <= 2
+    held = set(patient[valid].tolist())
+    assert not held & set(patient[clf.indices].tolist()) and not held & set(patient[seg.indices].tolist())
