@@ -6,7 +6,7 @@
 __all__ = ['FILES', 'VERSION', 'to_line', 'from_lines', 'file_state', 'Cache', 'writing', 'in_order', 'Row', 'Prepared',
            'prepare', 'default_cache']
 
-# %% ../nbs/06_cache.ipynb #53bb567c
+# %% ../nbs/06_cache.ipynb #b5ad3d09
 import json
 import os
 import re
@@ -26,7 +26,7 @@ from fastcore.basics import patch
 from filelock import FileLock, Timeout
 
 from .data import Rows
-from .photos import Loaded, Preparation, Problem, digest, digests, entry_files, load_entry
+from .photos import Preparation, Problem, digest, digests, entry_files, load_entry
 
 # %% ../nbs/06_cache.ipynb #541a3532
 FILES = ('images.u8', 'masks.u8', 'rows.log', 'checked.json', 'lock')
