@@ -288,6 +288,7 @@ def go_on(self: Training):
         if film: self.film = [Scene(step, score, frozen(m)) for step, score, m in zip(film['steps'], film['scores'], film['masks'])]
         self.saved = found['step']
         say_what_differs(found['facts'], self.circumstances)
+    else: warnings.warn('no checkpoint was kept yet; the training begins at step 0', RunWarning, stacklevel=3)
     self.run.rewind(self.trainer.step_done)
     self.best = rank(self.run.best() or {})
 

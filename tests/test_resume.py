@@ -150,7 +150,7 @@ def test_an_early_stop_comes_at_the_same_step(eyes, tmp_path):
 def test_stopped_before_the_first_checkpoint_it_begins_again(eyes, straight, tmp_path):
     with pytest.raises(SystemExit): fit(TINY, tmp_path/'a', eyes, listeners=[at_step(3, lambda: exit('power'))], **QUIET)
     assert not Run(tmp_path/'a', resume=True).checkpoints()
-    fit(None, tmp_path/'a', eyes, resume=True, **QUIET)
+    with pytest.warns(RunWarning, match='begins at step 0'): fit(None, tmp_path/'a', eyes, resume=True, **QUIET)
     assert_same_run(tmp_path/'a', straight)
 
 

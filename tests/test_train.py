@@ -148,9 +148,11 @@ def test_stopped_it_keeps_what_was_trained_and_goes_on(folder, tmp_path, signum,
     assert ended == code and 'say resume to go on' in said and 'Traceback' not in said
     kept = JointSeg.load(out).meta['step']
     assert 3 <= kept == len(read_history(out)) < 40
-    done = train('--out', out, '--resume')
+    done = train('--out', out, '--resume', '--lr', 0.05, '--json')
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)['steps'] == 40 and [int(r['step']) for r in read_history(out)] == list(range(1, 41))
+    rows = read_history(out)
+    assert json.loads(done.stdout.splitlines()[-1])['steps'] == 40 and [int(r['step']) for r in rows] == list(range(1, 41))
+    assert [r['step'] for r in rows if r['knobs'] == 'lr=0.05'] == [kept + 1] and [json.loads(x)['step'] for x in done.stdout.splitlines()[:-1]] == list(range(kept + 1, 41))
 
 
 def test_killed_it_goes_on_from_another_folder_as_if_nothing_had_happened(folder, tmp_path):
