@@ -104,7 +104,8 @@ def field_box(
 ): # (left, upper, right, lower) in pixels of `im`, floats
     "Where the field of view lies: the camera's black surround carries no information, and its width differs from camera to camera (III)."
     small = im.copy(); small.thumbnail((256, 256))
-    level = np.asarray(small).max(2)
+    red, green, blue = np.moveaxis(np.asarray(small), 2, 0)
+    level = np.maximum(np.maximum(red, green), blue)
     bright = level > max(12, 0.15 * np.percentile(level, 95))
     sides = []
     for axis, full in ((0, im.width), (1, im.height)):
@@ -346,7 +347,8 @@ def _photo_notes(entry, data, image):
     note = lambda what, todo: Problem(str(entry.image), what, todo, level='note')
     if isinstance(data, np.ndarray): return []
     with Image.open(io.BytesIO(data)) as im: turned, pages = im.getexif().get(0x0112, 1) not in (0, 1), getattr(im, 'n_frames', 1)
-    spread, q = np.ptp(image, 2).max(), len(image) // 4
+    q, (red, green, blue) = len(image) // 4, np.moveaxis(image, 2, 0)
+    spread = (np.maximum(np.maximum(red, green), blue) - np.minimum(np.minimum(red, green), blue)).max()
     blank = np.ptp(image[q:len(image) - q, q:len(image) - q], (0, 1)).max() <= 2
     return ([note('is turned by its EXIF tag, and was read turned', 'look whether its masks, if it has any, are turned as well')] * turned
             + [note(f'holds {pages} pictures, the first was read', 'nothing, if the others are previews')] * (pages > 1)
