@@ -109,8 +109,8 @@ class Loop:
     def losses(self, x, y=None, m=None):
         "Both losses of one batch; grades y or masks m may be unknown."
         label, mask = self.net(x)
-        y = torch.full((len(x),), -1) if y is None else y
-        m = torch.full((len(x), *x.shape[2:]), 255) if m is None else m
+        y = torch.full((len(x),), -1, device=x.device) if y is None else y
+        m = torch.full((len(x), *x.shape[2:]), 255, device=x.device) if m is None else m
         if self.both: return clf_loss(label, y), seg_loss(mask, m)
         return (clf_loss(label, y), 0.) if (m == 255).all() else (0., seg_loss(mask, m))
 

@@ -1,0 +1,92 @@
+"""The benchmark: the naive step is ours, `jointseg-bench` writes every figure, and says what is wrong."""
+import json, subprocess, sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+from jointseg_nb.bench import Case, Worker, load_benchmark, naive_loop, our_trainer, random_batches, ratios, same_step, step_flops, take_turns
+from jointseg_nb.blocks import count_parameters
+
+TINY = Case(net='small', images=4, side=64, threads=1)
+RATIOS = {'naive', 'naive_fp32', 'smp_default', 'smp_best', 'memory', 'peak_fraction', 'inference'}
+
+
+@pytest.mark.parametrize('stem', [1, 2])
+def test_naive_is_ours(stem):
+    "In double precision to rounding; in single precision what comes out to 1e-4, and most gradients (ReLU may take either side of zero)."
+    case = replace(TINY, stem=stem)
+    same = same_step(case)
+    assert max(same.values()) < 1e-9
+    assert {'label logits', 'mask logits', 'clf loss', 'seg loss'} <= set(same)
+    parameters = {n for n, _ in our_trainer(case).model.named_parameters()}
+    compared = {n.split(' of ')[1] for n in same if 'gradient' in n}
+    assert compared == parameters
+    single = same_step(case, torch.float32)
+    assert max(v for n, v in single.items() if 'gradient' not in n) < 1e-4
+    assert sorted(single.values())[len(single)//2] < 1e-3
+
+
+def test_one_step_moves_both_alike():
+    "Weights after a step of both agents, momentum and weight decay included."
+    trainer, batches = our_trainer(TINY, 'float32'), random_batches(TINY)
+    trainer.model.double()
+    before = {n: p.detach().clone() for n, p in trainer.model.named_parameters()}
+    loop = naive_loop(TINY, trainer.model)
+    loop.net.double(), load_benchmark('naive').copy_weights(trainer.model, loop.net)
+    batches = [t.double() if t.is_floating_point() else t for t in batches]
+    for s, (x, y) in zip(('clf', 'seg'), (batches[:2], batches[2:])):
+        b = next(trainer.streams[s])
+        b.x = x
+    for _ in range(2): trainer.step(), loop.step(*batches)
+    weights = load_benchmark('naive').named_as_ours(loop.net, trainer.model, lambda p: p.detach())
+    for n, p in trainer.model.named_parameters():
+        moved, theirs = p.detach() - before[n], weights[n] - before[n]
+        assert theirs.abs().max() > 0
+        torch.testing.assert_close(moved, theirs, rtol=1e-6, atol=1e-9*theirs.abs().max().item() + 1e-18, msg=n)
+
+
+def test_backward_through_one_head_gives_the_same_gradients():
+    both, one = (naive_loop(TINY, our_trainer(TINY).model, b) for b in (True, False))
+    x, y, *_ = random_batches(TINY)
+    for loop in (both, one): sum(loop.losses(x, y)).backward()
+    for p, q in zip(both.net.shared() + both.net.of_classifier(), one.net.shared() + one.net.of_classifier()): torch.testing.assert_close(p.grad, q.grad, rtol=0, atol=0)
+    assert all(p.grad is None for p in one.net.of_segmenter())
+    assert all((p.grad == 0).all() for p in both.net.of_segmenter())
+
+
+@pytest.mark.slow
+def test_quick_writes_every_figure(tmp_path):
+    out = tmp_path/'new'/'step.json'
+    code = 'from jointseg_nb.commands import bench; bench()'
+    done = subprocess.run([sys.executable, '-c', code, '--quick', '--device', 'cpu', '--threads', '1', '--out', str(out)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    made = json.loads(out.read_text())
+    assert {'machine', 'date', 'command', 'ratios', 'times', 'memory', 'equal'} <= set(made) and RATIOS <= set(made['ratios'])
+    assert all(made['ratios'][k] > 0 for k in RATIOS - {'smp_default', 'smp_best'})
+    assert made['ratios']['smp_default'] is None     # no --peers
+    assert made['equal']['float64']['gradients'] < 1e-9 and made['equal']['float32']['outputs'] < 1e-4
+    step = made['times']['step']
+    for name in ('ours', 'ours_fp32', 'naive', 'naive_one_backward'):
+        assert len(step[name]['seconds']) == 2 and step[name]['parameters'] == step['ours']['parameters'] and step[name]['flops'] == step['ours']['flops'] > 0
+    assert len(step['peak']['flops_per_second']) == 2
+
+
+def test_errors():
+    with pytest.raises(RuntimeError, match='nobody'): take_turns(dict(nobody=replace(TINY, who='nobody')), 1)
+    done = subprocess.run([sys.executable, '-c', 'from jointseg_nb.commands import bench; bench()', '--repeats', '0', '--device', 'cpu'], capture_output=True, text=True)
+    assert done.returncode == 2 and 'repeats=0' in done.stderr
+
+
+def test_ratios_are_quotients():
+    times = dict(step=dict(ours=2., ours_fp32=4., naive=10., smp_best=3., peak=1000.), stem1=dict(ours=1., ours_fp32=2., naive=5.), inference=dict(ours_inference=1., naive_inference=4.))
+    r = ratios(times, dict(ours=1, naive=2), 400.)
+    assert r['naive'] == 5 and r['naive_fp32'] == 2.5 and r['smp_best'] == 1.5 and r['smp_default'] is None and r['peak_fraction'] == 0.2
+
+
+def test_useful_work_is_that_of_one_agent_each():
+    "A step of 4 + 1 has less than two thirds of what the naive loop multiplies."
+    from torch.utils.flop_counter import FlopCounterMode
+    loop, batches = naive_loop(TINY, our_trainer(TINY).model), random_batches(TINY)
+    with FlopCounterMode(display=False) as counter: loop.step(*batches)
+    assert 0.3*counter.get_total_flops() < step_flops(TINY) < 0.67*counter.get_total_flops()
