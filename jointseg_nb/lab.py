@@ -259,7 +259,7 @@ def recipe(self: Session):
 def _look(self: Session, run):
     "What both agents say of the shown eyes now."
     trainer, names = run.setup.trainer, run.setup.source.label_names
-    with run.looking: seen = predict(trainer.model, run.shown.images, trainer.engine)
+    with run.looking: seen = predict(trainer.eval_model, run.shown.images, trainer.engine)
     seen.masks.setflags(write=False)
     grades = tuple(names[i] if 'clf' in trainer.able else '–' for i in seen.grades)
     return dict(masks=seen.masks, grades=grades, seen=trainer.step_done)
@@ -269,7 +269,7 @@ def _look(self: Session, run):
 def _score(self: Session, run):
     "The scores on up to 64 held-out eyes."
     t = run.setup.trainer
-    with run.scoring: counted = evaluate(t.model, run.setup.source, run.scored, run.recipe.crop, engine=t.engine)
+    with run.scoring: counted = evaluate(t.eval_model, run.setup.source, run.scored, run.recipe.crop, engine=t.engine)
     return dict(scores=MappingProxyType(counted.metrics()), scored=t.step_done)
 
 # %% ../nbs/20_lab.ipynb #bffcd6da
