@@ -6,8 +6,9 @@
 __all__ = ['RUN_HELP', 'LIVE_CELL', 'LIVE_TEXT', 'LIVE_FREE', 'LAB_SETTINGS', 'add_recipe_options', 'given_fields',
            'chosen_recipe', 'exit_code', 'run_command', 'add_reading_options', 'reading_options', 'check_data',
            'train_parser', 'resumed_knobs', 'train', 'check_parser', 'check', 'predict_parser', 'tiling', 'predict',
-           'evaluate_parser', 'evaluation_set', 'evaluate', 'export_parser', 'export', 'live_cell', 'live_notebook',
-           'place_notebook', 'place_settings', 'free_port', 'lab_parser', 'check_lab', 'lab']
+           'evaluate_parser', 'evaluation_set', 'evaluate', 'export_parser', 'export', 'bench_parser', 'bench',
+           'live_cell', 'live_notebook', 'place_notebook', 'place_settings', 'free_port', 'lab_parser', 'check_lab',
+           'lab']
 
 # %% ../nbs/23_commands.ipynb #9005c82f
 import argparse, json, sys, warnings
@@ -326,6 +327,27 @@ def _export(args):
 def export(argv=None):
     "`jointseg-export`: the network as a file for others."
     run_command(export_parser(), _export, argv)
+
+# %% ../nbs/23_commands.ipynb #bd0d4ec1
+def bench_parser():
+    "The options of `jointseg-bench`."
+    p = argparse.ArgumentParser('jointseg-bench', description='Time a training step of 32 + 1 photographs and a prediction, against the naive loop and the chip; write every raw time.')
+    p.add_argument('--out', metavar='FILE', help='write the figures there, as JSON (default: benchmarks/step.json, on a GPU step_cuda.json)')
+    p.add_argument('--repeats', type=int, default=7, help='steps of each contender, in turn (default: 7)')
+    p.add_argument('--threads', type=int, default=2, help='of the processor (default: 2)')
+    p.add_argument('--device', choices=['cpu', 'cuda'], help='default: cuda where there is one')
+    p.add_argument('--peers', action='store_true', help="also time segmentation_models_pytorch (pip install 'jointseg_nb[bench]')")
+    p.add_argument('--quick', action='store_true', help='a small network and few pixels: shows that all works, its ratios mean nothing')
+    return p
+
+# %% ../nbs/23_commands.ipynb #cdc8e172
+def _bench(args):
+    from jointseg_nb.bench import run_bench
+    run_bench(args)
+
+def bench(argv=None):
+    "`jointseg-bench`: how fast a training step is."
+    run_command(bench_parser(), _bench, argv)
 
 # %% ../nbs/23_commands.ipynb #5a8e56d6
 import importlib.util, os, secrets, socket, time
