@@ -2,22 +2,29 @@
 
 Used by `jointseg-bench --peers`. It is an extra of its own (`pip install 'jointseg_nb[bench]'`): nothing of the package needs it.
 """
+import sys
+
 import torch
 import torch.nn.functional as F
 
 
 def unet(n_labels=5, n_classes=7):
     "`Unet('resnet34')` with `aux_params`, untrained: masks and grades from one network."
-    if not hasattr(torch.ops.torchvision, 'nms') and not torch.cuda.is_available(): declare_missing()
+    mend_torchvision()
     import segmentation_models_pytorch as smp
     return smp.Unet('resnet34', encoder_weights=None, classes=n_classes, aux_params=dict(classes=n_labels))
 
 
-def declare_missing():
-    "torchvision's operators, by name only: its published wheel cannot load them beside a CPU build of torch, and nothing here calls them."
+def mend_torchvision():
+    """torchvision's wheel cannot load its operators beside a CPU build of torch, and then its import fails where it describes them.
+
+    Nothing here calls them, so it is enough to declare that they exist."""
     global library
-    library = torch.library.Library('torchvision', 'DEF')
-    for name in ('nms', 'qnms'): library.define(f'{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor')
+    try: import torchvision
+    except RuntimeError:
+        for name in [m for m in sys.modules if m.split('.')[0] == 'torchvision']: del sys.modules[name]
+        library = torch.library.Library('torchvision', 'DEF')
+        for name in ('nms', 'qnms'): library.define(f'{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor')
 
 
 class Loop:

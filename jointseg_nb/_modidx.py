@@ -76,6 +76,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'jointseg_nb.bench._ours': ('bench.html#_ours', 'jointseg_nb/bench.py'),
                                    'jointseg_nb.bench._peer': ('bench.html#_peer', 'jointseg_nb/bench.py'),
                                    'jointseg_nb.bench._product': ('bench.html#_product', 'jointseg_nb/bench.py'),
+                                   'jointseg_nb.bench._ready': ('bench.html#_ready', 'jointseg_nb/bench.py'),
                                    'jointseg_nb.bench._resident': ('bench.html#_resident', 'jointseg_nb/bench.py'),
                                    'jointseg_nb.bench._say': ('bench.html#_say', 'jointseg_nb/bench.py'),
                                    'jointseg_nb.bench._table': ('bench.html#_table', 'jointseg_nb/bench.py'),

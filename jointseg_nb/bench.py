@@ -148,7 +148,10 @@ def _compiled(case):
     trainer = our_trainer(case)
     how = dict(mode='reduce-overhead') if case.device == 'cuda' else {}
     for name in ('classify', 'segment'): setattr(trainer.model, name, torch.compile(getattr(trainer.model, name), **how))
-    return trainer.step, trainer.model
+    def step():
+        torch.compiler.cudagraph_mark_step_begin()
+        return trainer.step()
+    return step, trainer.model
 
 def _peer(best):
     def make(case):
@@ -170,7 +173,7 @@ class Inference(torch.nn.Module):
 
     @torch.inference_mode()
     def forward(self, x):
-        label, mask = self.folded(self.engine.place(x).to(self.dtype))
+        label, mask = self.folded(x.to(self.engine.device, self.dtype, memory_format=torch.channels_last))
         return mask.float(), label.float()
 
 # %% ../nbs/22_bench.ipynb #79b3fb4f
@@ -302,6 +305,13 @@ class Worker:
         return self.hear()
 
 # %% ../nbs/22_bench.ipynb #4831b526
+def _ready(name, worker, tell):
+    "What a process says when it is ready; None where it cannot be and need not: not every machine can compile."
+    try: return worker.hear()
+    except RuntimeError as e:
+        if name != 'ours_compiled': raise
+        tell(f'without {name}: {e}')
+
 def _end(worker):
     "Let a process end, and wait for it."
     try: worker.process.communicate(timeout=60)
@@ -316,9 +326,9 @@ def take_turns(
     "Everybody in turn, `repeats` times, in one run."
     workers = {name: Worker(case, 'peak' if name == 'peak' else 'time') for name, case in cases.items()}
     try:
-        found = {name: dict(w.hear(), all=[]) for name, w in workers.items()}
+        found = {name: dict(said, all=[]) for name, w in workers.items() if (said := _ready(name, w, tell))}
         for k in range(repeats):
-            for name, w in workers.items(): found[name]['all'] += list(w.ask().values())
+            for name, f in found.items(): f['all'] += list(workers[name].ask().values())
             tell(f'{k + 1}/{repeats}: ' + ', '.join(f'{n} {f["all"][-1]:.3g}' for n, f in found.items()))
     finally:
         for w in workers.values(): _end(w)
@@ -341,8 +351,9 @@ def groups(
     "Who runs beside whom."
     step = ['ours', 'ours_fp32', 'naive', 'naive_one_backward', 'peak'] + ['smp_default', 'smp_best']*peers + ['ours_compiled']*(case.device == 'cuda')
     full = replace(case, stem=1, images=min(case.images, 8))
+    both = ['ours_inference', 'naive_inference']
     who = lambda names, case: {n: replace(case, who='ours' if n == 'peak' else n) for n in names}
-    return dict(step=who(step, case), stem1=who(['ours', 'ours_fp32', 'naive'], full), inference=who(['ours_inference', 'naive_inference'], replace(case, images=min(case.images, 8))))
+    return dict(step=who(step, case), stem1=who(['ours', 'ours_fp32', 'naive'], full), inference=who(both, case), inference_few=who(both, replace(case, images=min(case.images, 8))))
 
 # %% ../nbs/22_bench.ipynb #dcd67539
 def ratios(
@@ -351,11 +362,11 @@ def ratios(
     flops,   # of our step
 ):  # dict
     "The figures that the times come down to; None where a contender did not run."
-    step, s1, inf = times['step'], times['stem1'], times['inference']
+    step, s1, inf, few = (times.get(g, {}) for g in ('step', 'stem1', 'inference', 'inference_few'))
     over = lambda t, a, b: t[a]/t[b] if a in t and b in t else None
     return dict(naive=over(step, 'naive', 'ours'), naive_fp32=over(step, 'naive', 'ours_fp32'), smp_default=over(step, 'smp_default', 'ours'),
         smp_best=over(step, 'smp_best', 'ours'), memory=memory['ours']/memory['naive'], peak_fraction=flops/step['ours']/step['peak'],
-        inference=inf['naive_inference']/inf['ours_inference'], naive_one_backward=over(step, 'naive_one_backward', 'ours'),
+        inference=over(inf, 'naive_inference', 'ours_inference'), inference_few=over(few, 'naive_inference', 'ours_inference'), naive_one_backward=over(step, 'naive_one_backward', 'ours'),
         compiled=over(step, 'ours', 'ours_compiled'), stem1_naive=over(s1, 'naive', 'ours'), stem1_naive_fp32=over(s1, 'naive', 'ours_fp32'))
 
 # %% ../nbs/22_bench.ipynb #7163198c

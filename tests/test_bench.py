@@ -72,6 +72,12 @@ def test_quick_writes_every_figure(tmp_path):
     assert len(step['peak']['flops_per_second']) == 2
 
 
+def test_what_cannot_compile_is_left_out():
+    said = []
+    found = take_turns(dict(ours=TINY, ours_compiled=replace(TINY, who='nobody')), 1, tell=said.append)
+    assert list(found) == ['ours'] and 'without ours_compiled' in said[0]
+
+
 def test_errors():
     with pytest.raises(RuntimeError, match='nobody'): take_turns(dict(nobody=replace(TINY, who='nobody')), 1)
     done = subprocess.run([sys.executable, '-c', 'from jointseg_nb.commands import bench; bench()', '--repeats', '0', '--device', 'cpu'], capture_output=True, text=True)
