@@ -1,5 +1,5 @@
 """Every name of every room, for notebooks: `from jointseg_nb.all import *`."""
-# All but commands, which is for the shell. Written by hand: it has nothing to teach, and nbdev would export an `__all__` that hides the names imported here.
+# All but commands and bench, which are for the shell. Written by hand: it has nothing to teach, and nbdev would export an `__all__` that hides the names imported here.
 from jointseg_nb.fundus import *
 from jointseg_nb.blocks import *
 from jointseg_nb.attention import *

@@ -17,7 +17,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 # %% ../nbs/23_commands.ipynb #44714c1f
-from .recipes import CHOICES, GROUPS, RECIPES, Recipe, check_field, field_comments, recipe, recipe_from_json
+from .recipes import CHOICES, GROUPS, RECIPES, Recipe, check_field, field_comments, read_recipe, recipe
 
 # %% ../nbs/23_commands.ipynb #469ec7da
 def add_recipe_options(
@@ -46,7 +46,7 @@ def chosen_recipe(
 ):  # a `Recipe`
     "The named recipe or the recipe file, with the options given on the command line."
     name = args.recipe or 'pocket'
-    base = recipe_from_json(Path(name).read_text(encoding='utf-8')) if name.endswith('.json') else recipe(name)
+    base = read_recipe(name) if name.endswith('.json') else recipe(name)
     return replace(base, **given_fields(args))
 
 # %% ../nbs/23_commands.ipynb #1169a16f
@@ -126,8 +126,8 @@ def train_parser():
     p.add_argument('--recipe', help=f"{' or '.join(RECIPES)}, or the path of a recipe.json (default: pocket)")
     p.add_argument('--resume', action='store_true', help='go on with the run in that folder: recipe and data are its own')
     p.add_argument('--overwrite', action='store_true', help='replace an earlier run in that folder')
-    p.add_argument('--checkpoint-every', default='2m', metavar='EVERY', help='steps, or a time such as 90s, 5m, 1h, between two checkpoints (default: 2m)')
-    p.add_argument('--every', type=int, metavar='STEPS', help='steps between two looks at the held-out photographs (default: 20)')
+    p.add_argument('--checkpoint-every', metavar='EVERY', help='steps, or a time such as 90s, 5m, 1h, between two checkpoints (default: 2m; with --resume as before)')
+    p.add_argument('--every', type=int, metavar='STEPS', help='steps between two looks at the held-out photographs (default: 20; with --resume as before)')
     p.add_argument('--device', help='cuda, mps or cpu (default: the best there is)')
     p.add_argument('--json', action='store_true', help='one JSON object a line on standard output, for programs')
     p.add_argument('--log', choices=['tensorboard'], help='log for TensorBoard too, into the folder of the run')
@@ -257,7 +257,8 @@ def evaluation_set(
 ):  # a `Source`, which of its photographs (None for all), the part's name
     "The photographs to score on."
     from jointseg_nb.cooperate import parts
-    from jointseg_nb.fit import load_source, run_source
+    from jointseg_nb.fit import check_same_photographs, how_begun, load_source, run_source
+    from jointseg_nb.runs import Run
     part, reading = args.part or ('all' if args.data else 'valid'), reading_options(args) or {}
     if part == 'test' and not args.data: raise ValueError('part=test is the published test part of a data set: name the set with --data')
     if not args.data and not _run_recipe(args.run): raise ValueError(f'{args.run!r} is no folder of a run, so it held nothing out: name a data set with --data')
@@ -265,7 +266,9 @@ def evaluation_set(
     elif part in ('valid', 'train'):
         recipe = _run_recipe(args.run)
         if recipe is None: raise ValueError(f'part={part}, but {args.run!r} is no folder of a run, which alone knows what it held out: name one, or choose test or all')
-        source = load_source(args.data, recipe, args.label or 'auto', **reading)
+        begun = how_begun(Run(args.run, resume=True), True, data=args.data, label=args.label, reading=reading or None)
+        source = load_source(begun['data'], recipe, begun['label'], **begun['reading'])
+        check_same_photographs(source, begun)
     else: return _any_set(args, facts, part, reading), None, part
     train, valid = parts(source, recipe)
     return source, dict(train=train, valid=valid).get(part), part
@@ -285,7 +288,7 @@ def _any_set(args, facts, part, reading):
 def _run_recipe(run):
     "The recipe of a run; None where RUN is no folder of one."
     path = Path(run)/'recipe.json'
-    return recipe_from_json(path.read_text(encoding='utf-8')) if path.is_file() else None
+    return read_recipe(path) if path.is_file() else None
 
 # %% ../nbs/23_commands.ipynb #c23ba72470
 def _evaluate(args):
@@ -458,7 +461,7 @@ def check_lab(
 ):
     "Raise ValueError for what cannot work."
     if args.data is not None and not Path(args.data).is_dir(): raise ValueError(f'data={args.data!r} is no folder; name the folder that holds images/, masks/ and labels.csv')
-    if args.recipe.endswith('.json'): recipe_from_json(Path(args.recipe).read_text(encoding='utf-8'))
+    if args.recipe.endswith('.json'): read_recipe(args.recipe)
     else: recipe(args.recipe)
     if importlib.util.find_spec('jupyterlab') is None: raise ValueError("JupyterLab is not installed; pip install 'jointseg_nb[lab]'")
 

@@ -53,13 +53,15 @@ class Knobs:
     "The mailbox between whoever turns a knob and the trainer."
     def __init__(self,
         able=('clf', 'seg'),  # the agents that have photographs to learn from
-    ): self.able, self._lock, self._new = able, threading.Lock(), {}
+        grid=None,            # (decoder levels, encoder levels) of the switches; None: any
+    ): self.able, self.grid, self._lock, self._new = able, grid, threading.Lock(), {}
 
     def set(self, **changes):
         "Ask for changes; they hold from the next step on. Fields of `Recipe` that are live, or `switches`."
         for name, value in changes.items():
             if name not in LIVE: raise ValueError(f"{name!r} is no live knob; allowed: {', '.join(LIVE)}")
-            if name != 'switches': changes[name] = check_field(name, value)
+            if name == 'switches': _check_switches(value, self.grid)
+            else: changes[name] = check_field(name, value)
             if name == 'agents' and not set(AGENTS[value]) <= set(self.able): raise ValueError(f"agents={value!r}, but there is nothing to learn from for {value}; allowed: {_alone(self.able)!r}")
         with self._lock: self._new.update(changes)
 
@@ -70,6 +72,13 @@ class Knobs:
 
 # %% ../nbs/14_cooperate.ipynb #21ac08d6
 def _alone(able): return next(k for k, v in AGENTS.items() if set(v) == set(able))
+
+def _check_switches(value, grid):
+    "ValueError unless `value` is a table of bools of that shape."
+    try: shape = tuple(torch.as_tensor(value, dtype=torch.bool).shape)
+    except (TypeError, ValueError, RuntimeError): shape = ()
+    if len(shape) != 2 or grid not in (None, shape):
+        raise ValueError(f"switches={value!r}; allowed: lists of bools, {'' if grid is None else f'{grid[0]} x {grid[1]}, '}decoder levels x encoder levels")
 
 # %% ../nbs/14_cooperate.ipynb #1083b0ae
 @dataclass(frozen=True)
@@ -122,7 +131,7 @@ class Cooperation:
         self.losses = dict(clf=Loss('clf_loss', recipe.clf_loss, on_device(clf_weights)), seg=Loss('seg_loss', recipe.seg_loss, on_device(weights)))
         self.streams = {k: s for k, s in (('clf', clf_stream), ('seg', seg_stream)) if s is not None}
         self.able = tuple(self.streams)
-        self.knobs, self.step_done, self.log = Knobs(self.able), 0, []
+        self.knobs, self.step_done, self.log = Knobs(self.able, tuple(self.model.switches.shape)), 0, []
         self.values = {k: getattr(recipe, k) for k in LIVE if k != 'switches'}
         self.averaged = copy.deepcopy(self.model).requires_grad_(False) if recipe.average else None
         self.make_optimisers()
@@ -451,16 +460,17 @@ def sweep_rates(
 ):  # a `RateSweep`
     "Raise one agent's rate step by step and watch its loss; ends early when that has grown threefold."
     if agent not in trainer.able: raise ValueError(f"agent={agent!r}; allowed: {', '.join(map(repr, trainer.able))}, who have photographs to learn from")
+    if not (0 < low < high and steps >= 4): raise ValueError(f"low={low}, high={high}, steps={steps}; allowed: 0 < low < high, and 4 steps or more")
     state, tried, losses = copy.deepcopy(trainer.state_dict()), [], []
     trainer.model.train()
-    for k in range(steps):
-        rate = low * (high/low)**(k/(steps - 1))
-        try: losses.append(trainer.gradients(agent)[0])
-        except FloatingPointError: break
-        tried.append(rate)
-        trainer.update(agent, dict.fromkeys(('clf_M', 'clf_C', 'seg_M', 'seg_S'), rate))
-        if losses[-1] > 3*min(losses): break
-    trainer.load_state_dict(state)
+    try:
+        for k in range(steps):
+            losses.append(trainer.gradients(agent)[0])
+            tried.append(low * (high/low)**(k/(steps - 1)))
+            trainer.update(agent, dict.fromkeys(('clf_M', 'clf_C', 'seg_M', 'seg_S'), tried[-1]))
+            if losses[-1] > 3*min(losses): break
+    except FloatingPointError: pass   # the rate was too high, which is what is looked for
+    finally: trainer.load_state_dict(state)
     if len(losses) < 4: raise ValueError(f"low={low}: the {agent} loss was gone after {len(losses)} steps; lower low")
     smoothed = smooth(losses)
     enough = smoothed[0] - 0.8*(smoothed[0] - min(smoothed))

@@ -338,12 +338,31 @@ def join(
 ): # Source, its names are 'title/name'
     "One Source of several sets, each labelled in its own way (II-A); no pixel is copied, and equal photographs or patients are one patient."
     _check_alike(sources)
+    title, sources = title or ' + '.join(s.title for s in sources), _told_apart(sources)
     column = lambda name: [o for s in sources for o in getattr(s, name)]
     marked, graded = _telling(sources, 'segmentable'), _telling(sources, 'gradable')
     has_mask = torch.cat([s.has_mask for s in sources])
     return Source(Rows([s.images for s in sources]), Rows([s.masks for s in sources]) if has_mask.any() else None, has_mask, torch.cat([s.labels for s in sources]),
                   [f'{s.title}/{name}' for s in sources for name in s.names], column('groups'), marked.mask_classes, marked.mask_colors, graded.label_names,
-                  title or ' + '.join(s.title for s in sources), column('contents'))
+                  title, column('contents'))
+
+# %% ../nbs/04_data.ipynb #bcde8f82
+def _told_apart(sources):
+    "The sources, a number behind the title of one that shares title and names with another set."
+    out = []
+    for s in sources:
+        title, k = s.title, 1
+        while other := next((o for o in out if o.title == title and not set(o.names).isdisjoint(s.names)), None):
+            _check_not_twice(s, other)
+            k += 1; title = f'{s.title} ({k})'
+        out.append(s._with(title=title, groups=[title + g[len(s.title):] if g.startswith(f'{s.title}:') else g for g in s.groups]))
+    return out
+
+def _check_not_twice(s, other):
+    "One photograph given twice is refused; two sets that only call their files alike are not."
+    name = min(set(s.names) & set(other.names))
+    if torch.equal(*(o.images[o.names.index(name)].cpu() for o in (s, other))):
+        raise ValueError(f"sources: {s.title!r} comes twice, and both times with the photograph {name!r}; give each set once")
 
 # %% ../nbs/04_data.ipynb #efe48727
 def _telling(sources, what):

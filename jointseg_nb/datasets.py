@@ -162,7 +162,7 @@ def _check_question(s):
     "A ValueError for a question that the layout has no answer to."
     parts, tasks = (*s.layout.parts, 'all') if s.layout.parts else ('train', 'all'), (None, *s.layout.tasks, 'both') if s.layout.tasks else (None,)
     if s.part not in parts: raise ValueError(f"part={s.part!r}: the layout {s.layout.name!r} has {', '.join(map(repr, parts))}")
-    if s.task not in tasks: raise ValueError(f"task={s.task!r}: the layout {s.layout.name!r} has {', '.join(map(repr, tasks))}")
+    if s.task not in tasks: raise ValueError(f"task={s.task!r}: the layout {s.layout.name!r} has {', '.join(map(repr, tasks)) if s.layout.tasks else 'no halves to choose from, leave task out'}")
     if s.empty_masks not in EMPTY: raise ValueError(f"empty_masks={s.empty_masks!r}: choose one of {', '.join(EMPTY)}")
     if not isinstance(s.label, str): raise ValueError(f"label={s.label!r}: give 'auto', 'grade', 'has_dr' or the name of a column")
 
@@ -384,8 +384,9 @@ def take(self: Search, row, entry, label, names, normal):
     if 'surplus' in row: return f"{row['image']!r} has more cells than the header ({row['surplus']!r})", 'put text that holds a comma in quotes'
     if row.get('patient'): entry.group = f"{self.domain}:{row['patient']}"
     try:
-        entry.label = parse_label(row, label, names)
-        if parse_label(row, 'has_dr') == 0: normal.add(entry.name)
+        value, has_dr = parse_label(row, label, names), parse_label(row, 'has_dr')
+        entry.label = value
+        if has_dr == 0: normal.add(entry.name)
     except ValueError as e: return f"{row['image']!r}: {e}", 'correct the value, or leave it empty if it is not known'
 
 # %% ../nbs/07_datasets.ipynb #7dfeb02a
@@ -588,7 +589,7 @@ def _warn(source, n_entries):
     "Warn of what would surprise later."
     if source.problems:
         first = '\n'.join(f'  {p}' for p in source.problems[:5])
-        warnings.warn(f"{source.title}: {len(source.problems)} problems, {n_entries - len(source)} of {n_entries} photographs left out (every problem is in source.problems):\n{first}", stacklevel=3)
+        warnings.warn(f"{source.title}: {len(source.problems)} problem{'s' * (len(source.problems) != 1)}, {n_entries - len(source)} of {n_entries} photographs left out (every problem is in source.problems):\n{first}", stacklevel=3)
     kinds = source.labels[source.gradable].unique().tolist()
     if len(kinds) == 1:
         warnings.warn(f"{source.title}: all {len(source.gradable)} known labels are {kinds[0]} ({source.label_names[kinds[0]]!r}), a classifier cannot learn from these alone; "

@@ -340,7 +340,7 @@ def _read(path, facts):
     path = Path(path)
     loaded = load_entry(Entry(path.name, path), Preparation(facts['size'], facts['crop_field']))
     bad = [p for p in loaded.problems if p.level != 'note']
-    if bad: raise ValueError(str(bad[0]))
+    if bad: raise ValueError(f'{path}: {bad[0].what}. Replace it by a whole 8-bit RGB JPEG, PNG or TIFF.')
     try:
         with Image.open(path) as im: image = ImageOps.exif_transpose(im).convert('RGB')
     except Exception as e: raise ValueError(f'{path}: cannot be read at its own size ({e}). Save it again as a whole JPEG or PNG.') from e

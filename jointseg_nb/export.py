@@ -112,6 +112,7 @@ def predict_files(
     check_tiling(model, *(how.get(k) for k in ('scale', 'tile', 'overlap')))
     files, out, facts = list_photos(paths), Path(out), model_facts(model)
     names = unique_names(files)
+    if out.exists() and not out.is_dir(): raise ValueError(f'out={str(out)!r} is a file; name a folder for the results')
     out.mkdir(parents=True, exist_ok=True)
     _check_targets(files, names, out)
     table = dict(model=str(name), scale=how.get('scale'), mask_classes=facts['mask_classes'], mask_colors=facts['mask_colors'],

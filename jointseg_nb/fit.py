@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['BEGUN', 'load_source', 'source_digest', 'pick_eyes', 'Shown', 'show_eyes', 'held_out', 'quick_look', 'quick_scores',
-           'Training', 'Interrupted', 'asked_to_stop', 'Bar', 'json_lines', 'TensorBoard', 'how_begun', 'run_source',
-           'fit']
+           'Training', 'check_finite', 'Interrupted', 'asked_to_stop', 'Bar', 'json_lines', 'TensorBoard', 'how_begun',
+           'run_source', 'fit']
 
 # %% ../nbs/17_fit.ipynb #4883d9d5
 import errno, hashlib, json, signal, sys, threading, time, warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,8 +27,8 @@ from .datasets import read
 from .engine import facts
 from .evaluate import evaluate, predict
 from .figures import comparison, film_frame, film_strip, save_film
-from .recipes import recipe_from_json
-from .runs import Run, RunFailed, RunWarning, check_same_recipe, parse_every, whole_file
+from .recipes import read_recipe
+from .runs import Run, RunFailed, RunWarning, check_same_recipe, check_writable, parse_every, whole_file
 
 # %% ../nbs/17_fit.ipynb #fbddbc61
 def load_source(
@@ -263,11 +263,22 @@ def save_model(self: Training,
     try: model.save(self.run.path/f'{name}.safetensors')
     finally: model.meta = meta
 
+# %% ../nbs/17_fit.ipynb #r2170002
+def check_finite(
+    trainer,  # a `Cooperation`
+):
+    "Raise FloatingPointError if a weight or a running statistic is infinite or no number."
+    for name, x in trainer.model.state_dict().items():
+        if x.is_floating_point() and not x.isfinite().all():
+            v = trainer.values
+            raise FloatingPointError(f"{name} is infinite or no number after step {trainer.step_done}: lower lr (now {v['lr']}) or lr_ratio (now {v['lr_ratio']}), or clip the gradients (clip, now {v['clip']})")
+
 # %% ../nbs/17_fit.ipynb #bc34e38a
 @patch
 def save(self: Training):
     "Keep a checkpoint."
     film = dict(steps=[s.step for s in self.film], scores=[s.lesion_miou for s in self.film], masks=torch.from_numpy(np.stack([s.masks for s in self.film]))) if self.film else {}
+    check_finite(self.trainer)
     state = dict(trainer=self.trainer.state_dict(), seconds=self.seconds, scores=self.scores, looks=self.looks, warnings=self.warnings, film=film)
     self.run.save(state, self.trainer.step_done, self.recipe, self.circumstances)
     self.save_model()
@@ -414,7 +425,7 @@ def check_log(
     if log and find_spec('tensorboard') is None: raise ValueError("log='tensorboard', but TensorBoard is not installed; pip install 'jointseg_nb[tensorboard]'")
 
 # %% ../nbs/17_fit.ipynb #9df1198b
-BEGUN = dict(data='embedded', label='auto', reading={}, every=20)
+BEGUN = dict(data='embedded', label='auto', reading={}, every=20, checkpoint_every='2m')
 
 def how_begun(
     run,       # a `Run`
@@ -422,9 +433,10 @@ def how_begun(
     **asked,   # fields of `BEGUN`; None: as before, or as usual
 ):  # dict, what run.json holds
     "What a training is begun with: what was asked for, else what the run was begun with, else the usual."
-    old = json.loads((run.path/'run.json').read_text(encoding='utf-8')) if resume else {}
+    old = run.read_json('run') if resume else {}
     begun = BEGUN | old | {k: v for k, v in asked.items() if v is not None}
     if begun['every'] < 1: raise ValueError(f"every={begun['every']}; allowed: 1 and up")
+    parse_every(begun['checkpoint_every'])
     if begun['data'] is None: raise ValueError('data: this run was given its photographs by a program, not by a path; give them again, as data=')
     return begun
 
@@ -454,7 +466,7 @@ def run_source(
 ):  # a `Recipe`, a `Source`
     "The recipe of a run, and the photographs it was trained on."
     run = Run(path, resume=True)
-    recipe = recipe_from_json((run.path/'recipe.json').read_text(encoding='utf-8'))
+    recipe = read_recipe(run.path/'recipe.json')
     begun = how_begun(run, resume=True)
     source = load_source(begun['data'], recipe, begun['label'], progress=progress, **begun['reading'])
     check_same_photographs(source, begun)
@@ -468,10 +480,10 @@ def fit(
     label=None,             # see `load_source`
     device=None,            # see `pick_device`
     overwrite=False,        # may `out` hold an earlier run?
-    every=None,             # steps between two looks at the held-out eyes; None: 20
+    every=None,             # steps between two looks at the held-out eyes; None: 20, or with resume as before
     progress=None,          # a progress bar? None: where the output is a terminal
     resume=False,           # go on with the run in `out`?
-    checkpoint_every='2m',  # steps or time between two checkpoints, see `parse_every`
+    checkpoint_every=None,  # steps or time between two checkpoints, see `parse_every`; None: '2m', or with resume as before
     reading=None,           # dict: more for `datasets.read`
     knobs=None,             # dict: live knobs to turn before the next step
     log=None,               # 'tensorboard', or None
@@ -479,12 +491,12 @@ def fit(
 ):  # the metrics, a dict
     "Train a recipe and leave a run folder: history, checkpoints, network, metrics, picture and film. With resume, go on where it was stopped."
     run, show = Run(out, overwrite, resume), sys.stderr.isatty() if progress is None else progress
-    parse_every(checkpoint_every), check_log(log)
-    begun = how_begun(run, resume, data=data, label=label, reading=reading, every=every)
+    check_writable(run.path), check_log(log)
+    begun = how_begun(run, resume, data=data, label=label, reading=reading, every=every, checkpoint_every=checkpoint_every)
     if resume: recipe = same_recipe(run, recipe)
     source = data if hasattr(data, 'images') else load_source(begun['data'], recipe, begun['label'], progress=show, **begun['reading'])
     if resume: check_same_photographs(source, begun)
-    training = Training(set_up(recipe, source, device), run, begun['every'], checkpoint_every)
+    training = Training(set_up(recipe, source, device), run, begun['every'], begun['checkpoint_every'])
     with training.explained(), run.held():
         if resume: training.go_on()
         else: run.start(recipe, begun | dict(data=data_paths(begun['data']), photographs=len(source), digest=source_digest(source)))
@@ -496,7 +508,7 @@ def same_recipe(
     recipe,  # a `Recipe`, or None
 ):  # a `Recipe`
     "The recipe of a run; a ValueError if another one is asked for."
-    own = recipe_from_json((run.path/'recipe.json').read_text(encoding='utf-8'))
+    own = read_recipe(run.path/'recipe.json')
     try: check_same_recipe(asdict(own), recipe or own)
     except ValueError as e: raise ValueError(f'recipe: {str(e).removeprefix("it ")}; a run keeps its recipe, so start a new one, or resume with knobs={{...}} for what is live') from None
     return own
@@ -510,8 +522,9 @@ def train(self: Training,
     listeners=(),  # functions of a row of the history
 ):  # the metrics, a dict
     "Train to the end and leave what a run leaves; a run that is at its end is left as it is."
-    metrics, done = self.run.path/'metrics.json', self.trainer.step_done
-    if self.done and metrics.exists(): return json.loads(metrics.read_text(encoding='utf-8'))
+    done = self.trainer.step_done
+    if self.done:
+        with suppress(ValueError): return self.run.read_json('metrics')   # else the end is written again
     self.trainer.knobs.set(**knobs)
     own = ([TensorBoard(self.run.path/'tensorboard', done)] if log else []) + ([Bar(self.recipe.steps, done)] if show else [])
     self.listeners = [*own, *listeners]

@@ -53,7 +53,7 @@ class ProblemsError(ValueError):
         lines = '\n'.join(f'  {i}. {p}' for i, p in enumerate(self.problems, 1))
         n = len(self.problems)
         super().__init__(f"{path}: {n} problem{'s' * (n != 1)} found, nothing was read\n{lines}"
-                         + "\nMend them, or pass strict=False to leave these files out." * optional)
+                         + "\nMend them, or pass strict=False (--no-strict) to leave these files out." * optional)
 
 # %% ../nbs/05_photos.ipynb #1e6966a8
 ALIASES = {
@@ -93,7 +93,9 @@ def class_table(
     return names, {}
 
 # %% ../nbs/05_photos.ipynb #156e27ec
-def class_colors(names):
+def class_colors(
+    names, # of mask classes
+): # (n_classes, 3) uint8
     "One colour for each class: the package's table, three more for signs it has no class for, greys for the rest."
     known = {**dict(zip(LESIONS, np.asarray(LESION_COLORS).tolist())), **OTHER_COLORS}
     return np.array([known.get(n, [90 + 40 * (i % 4)] * 3) for i, n in enumerate(names)], dtype=np.uint8)
@@ -178,10 +180,11 @@ def read_mask(
     with Image.open(file) as im:
         refuse(im, deep=True)
         if im.mode in ('1', 'P'): return np.asarray(im) > 0
+        lossy = im.format == 'JPEG'
         level = np.asarray(im.convert('RGB') if im.mode not in ('L', 'I;16', 'I;16B', 'I', 'F') else im)
     level = level.max(2) if level.ndim == 3 else level
     if level.max() == 1: return level > 0
-    if 32 <= level.max() < 128: raise ValueError(f'its brightest pixel has level {level.max():g}: give lesions 1 or 255 on 0, or save it as a palette image')
+    if (32 if lossy else 2) <= level.max() < 128: raise ValueError(f'its brightest pixel has level {level.max():g}: give lesions 1 or 255 on 0, or save it as a palette image')
     return level >= 128
 
 # %% ../nbs/05_photos.ipynb #34b3e80e

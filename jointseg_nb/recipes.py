@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['CHOICES', 'RANGES', 'LOSS_TERMS', 'PAPER_SIZES', 'RECIPES', 'GROUPS', 'PhotographFields', 'NetworkFields',
            'TurnFields', 'RateFields', 'LossFields', 'Recipe', 'loss_terms', 'check_field', 'check_recipe',
-           'recipe_to_json', 'recipe_from_json', 'recipe', 'compare_recipes', 'field_comments']
+           'recipe_to_json', 'recipe_from_json', 'read_recipe', 'recipe', 'compare_recipes', 'field_comments']
 
 # %% ../nbs/11_recipes.ipynb #cde1bcf0
 import json, re
 from dataclasses import dataclass, asdict, fields, replace
+from pathlib import Path
 
 # %% ../nbs/11_recipes.ipynb #0b81ffd1
 from fastcore.basics import patch
@@ -168,6 +169,15 @@ def recipe_from_json(
     if not isinstance(given, dict): raise ValueError(f"a recipe is a JSON object, not {type(given).__name__}")
     for name, value in given.items(): check_field(name, value)
     return Recipe(**given)
+
+def read_recipe(
+    path,  # a recipe.json
+):  # a `Recipe`
+    "The recipe in a file; a ValueError names the file."
+    text = Path(path).read_bytes()
+    try: return recipe_from_json(text.decode('utf-8'))
+    except json.JSONDecodeError as e: raise ValueError(f'recipe={str(path)!r} is not JSON ({e}); name a file that `recipe_to_json` wrote') from None
+    except ValueError as e: raise ValueError(f'recipe={str(path)!r}: {e}') from None
 
 # %% ../nbs/11_recipes.ipynb #ee8f49ba
 PAPER_SIZES = dict(labels=25_000, masks=3_500, valid=10_000., valid_masks=1_500.)

@@ -155,8 +155,10 @@ def _history_lines(rows):
 
 def _whole_lines(path):
     "The rows of a history as words. A last line without its end is one that was being written when the machine stopped: it does not count."
-    with open(Path(path)/'history.csv', newline='', encoding='utf-8') as f: text = f.read()
-    return list(csv.DictReader(io.StringIO(text[:text.rfind('\n') + 1], newline='')))
+    with open(Path(path)/'history.csv', newline='', encoding='utf-8', errors='replace') as f: text = f.read()
+    rows = list(csv.DictReader(io.StringIO(text[:text.rfind('\n') + 1], newline='')))
+    if not all((r.get('step') or '').isdecimal() for r in rows): raise ValueError(f"{Path(path)/'history.csv'} has a line without a step, so it is no history of a run; put back the original file")
+    return rows
 
 # %% ../nbs/12_runs.ipynb #922831e6
 def read_history(
@@ -199,7 +201,6 @@ class Run:
         if resume and not there: raise ValueError(f"out={str(path)!r} holds no run to resume; name the folder of one, or leave resume out to start one there")
         if there and not (overwrite or resume):
             raise ValueError(f"out={str(path)!r} already holds a run; name another folder, say resume to go on with it or overwrite to replace it")
-        check_writable(self.path)
 
 # %% ../nbs/12_runs.ipynb #b7cd5057
 @patch
@@ -226,6 +227,17 @@ def write_json(self: Run,
 ):
     "Write `content` as NAME.json."
     write_atomic(self.path/f'{name}.json', json.dumps(content, indent=1))
+
+@patch
+def read_json(self: Run,
+    name,  # of the file, without its ending
+):  # dict
+    "What NAME.json holds; a ValueError that names the file if it holds nothing of a run."
+    file = self.path/f'{name}.json'
+    try: content = json.loads(file.read_bytes())
+    except (OSError, ValueError) as e: raise ValueError(f'{file} cannot be read ({e}); put back the original file, or start a new run') from None
+    if not isinstance(content, dict): raise ValueError(f'{file} holds no JSON object; put back the original file, or start a new run')
+    return content
 
 # %% ../nbs/12_runs.ipynb #e3b9f567
 @patch
@@ -257,7 +269,7 @@ def log(self: Run,
 @patch
 def checkpoints(self: Run):
     "The JSON files of the checkpoints, oldest first."
-    return sorted(self.states.glob('step-*.json'))
+    return sorted(p for p in self.states.glob('step-*.json') if p.stem.removeprefix('step-').isdecimal())
 
 @patch
 def save(self: Run,
@@ -316,7 +328,9 @@ def rewind(self: Run,
         if int(path.stem.split('-')[1]) > step:
             for f in (path, path.with_suffix('.safetensors')):
                 if f.exists(): os.replace(f, f.with_name(f.name + '.refused'))
-    rows = [r for r in _whole_lines(self.path) if int(r['step']) <= step] if (self.path/'history.csv').exists() else []
+    history, rows = self.path/'history.csv', []
+    try: rows = [r for r in _whole_lines(self.path) if int(r['step']) <= step] if history.exists() else []
+    except ValueError: os.replace(history, history.with_name('history.csv.refused'))
     if len(rows) < step: warnings.warn(f'history.csv has {len(rows)} of the {step} steps done; the others are not known any more', RunWarning, stacklevel=2)
     self._write_history(rows)
 

@@ -576,7 +576,7 @@ def test_a_palette_of_one_bit_is_read_by_its_index(tmp_path):
         assert np.array_equal(read_mask(tmp_path/name), m > 0)
 
 
-@pytest.mark.parametrize('levels,lesion', [([0, 2], []), ([0, 1], [1]), ([1], [1]), ([0], []), ([0, 31], []), ([0, 1, 5, 250, 255], [250, 255]), ([0, 127, 128, 255], [128, 255]),
+@pytest.mark.parametrize('levels,lesion', [([0, 2], None), ([0, 1], [1]), ([1], [1]), ([0], []), ([0, 31], None), ([0, 1, 5, 250, 255], [250, 255]), ([0, 127, 128, 255], [128, 255]),
                                            ([0, 128], [128]), ([0, 32], None), ([0, 127], None)])
 def test_grey_levels_of_a_mask(tmp_path, levels, lesion):
     m = np.resize(np.array(levels, np.uint8), (6, 10))
