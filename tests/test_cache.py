@@ -1,4 +1,5 @@
 """The cache against what happens to it: kills, changes, damage, two at once, full disks."""
+import errno
 import json
 import os
 import random
@@ -17,6 +18,7 @@ from hypothesis import given, settings, strategies as st
 from PIL import Image
 
 import jointseg_nb.cache as room
+import jointseg_nb.photos as photos
 from jointseg_nb.cache import Cache, default_cache, from_lines, in_order, prepare, to_line
 from jointseg_nb.data import Source, Stream, embedded
 from jointseg_nb.photos import Entry, Preparation, load_entry
@@ -113,6 +115,14 @@ def test_problems_come_back_with_the_rows(entries, folder, decoded):
     assert same(p, again) and not decoded and len(p.images) == N - 2
     assert [r.row for r in p.rows[:7]] == [0, 1, None, 2, 3, None, 4] and not p.rows[4].mask_ok and (p.masks[3] == 255).all()
     assert [Path(q.file).name for q in again.problems] == ['2.png', '4_3.gif', '5.png'] and 'gone' in again.problems[2].what
+
+
+def test_what_passes_is_not_held_against_a_photograph(entries, folder, monkeypatch):
+    def busy(file): raise OSError(errno.EMFILE, 'Too many open files', str(file))
+    with monkeypatch.context() as m:
+        m.setattr(photos, 'read_bytes', busy)
+        with pytest.raises(ValueError, match=r'0\.\w+: cannot be read at this moment \(Too many open files\).*try again'): prepare(entries, SMALL, folder)
+    assert not prepare(entries, SMALL, folder).problems
 
 
 def test_a_source_and_its_stream_touch_only_their_rows(entries, folder):
@@ -249,6 +259,7 @@ BUILD = """
 import json, sys, time
 from pathlib import Path
 import jointseg_nb.cache as room
+import jointseg_nb.photos as photos
 from jointseg_nb.photos import Entry, Preparation
 from PIL import Image
 Image.init()

@@ -405,7 +405,10 @@ def test_join_keeps_what_belongs_together():
 def test_what_cannot_be_joined_is_refused():
     a = random_source(4)
     with pytest.raises(ValueError, match='two or more'): join(a)
-    with pytest.raises(ValueError, match="names must be distinct, 'source/0' occurs 2 times"): join(a, a)
+    with pytest.raises(ValueError, match="'source' comes twice, and both times with the photograph '0'"): join(a, a)
+    other = random_source(4, seed=1)
+    s = join(a, other, Source(other.images[:1], names=['x']))
+    assert s.names[3:5] == ['source/3', 'source (2)/0'] and s.names[8] == 'source/x' and len(set(s.groups)) == 9 and s.title == 'source + source + source'
     with pytest.raises(ValueError, match='same size='): join(a, random_source(4, 8, 8))
     two = Source(a.images, a.masks % 2, mask_classes=['background', 'lesion'], mask_colors=[[0] * 3] * 2, title='two')
     with pytest.raises(ValueError, match="'two' has the mask classes .*same classes="): join(a, two)
