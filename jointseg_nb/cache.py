@@ -283,7 +283,9 @@ class Prepared:
     rows: list # a Row for each entry
 
     @property
-    def problems(self): return [p for r in self.rows for p in r.problems]
+    def problems(self): # list of Problem
+        "What was found in all entries."
+        return [p for r in self.rows for p in r.problems]
 
 # %% ../nbs/06_cache.ipynb #012ce422
 with warnings.catch_warnings():
@@ -329,7 +331,7 @@ def prepare(
     title='photographs', # what to call them in the progress bar
 ): # Prepared
     "The pixels of all entries (III): found in the folder, completed there, or made."
-    entries, workers = list(entries), workers or _cores()
+    entries, workers = list(entries), _cores() if workers is None else workers
     _check_entries(entries, workers)
     if folder is None: return _in_memory(entries, preparation, workers, progress, title)
     cache, states = Cache(folder, preparation), [file_state(e) for e in entries]

@@ -133,7 +133,9 @@ class Check:
     seconds: float = 0. # how long it took
 
     @property
-    def ok(self): return all(p.level == 'note' for p in self.problems)
+    def ok(self): # bool
+        "Whether nothing would spoil a training."
+        return all(p.level == 'note' for p in self.problems)
 
 # %% ../nbs/08_check.ipynb #f48a3420
 @patch
@@ -255,6 +257,7 @@ def check(
 ): # Check
     "Read everything in a data set, and report what it holds and what is wrong with it (III)."
     if not Path(path).exists(): raise ValueError(f'path={str(path)!r} is not there; give the folder of a data set')
+    if workers is not None and workers < 1: raise ValueError(f"workers={workers}: give 1 or more threads, or None for one on each core")
     start, found = time.perf_counter(), _find(path, layout=layout, task=task, part=part, label=label, classes=classes, links=links)
     if isinstance(found, list): return Check(str(path), Path(path).name, layout or 'unknown', (), (), [], 0, found)
     preparation = Preparation(size, not LAYOUTS[found.layout].cropped, classes=found.classes)

@@ -82,16 +82,24 @@ def _copy(self: Rows, at):
 def __len__(self: Rows): return len(self.index)
 
 @patch(as_prop=True)
-def shape(self: Rows): return torch.Size([len(self), *self.parts[0].shape[1:]])
+def shape(self: Rows): # torch.Size, the number of rows first
+    "Shape of all rows together, as a tensor would have it."
+    return torch.Size([len(self), *self.parts[0].shape[1:]])
 
 @patch(as_prop=True)
-def ndim(self: Rows): return self.parts[0].ndim
+def ndim(self: Rows): # int
+    "Number of dimensions, the rows counted."
+    return self.parts[0].ndim
 
 @patch(as_prop=True)
-def dtype(self: Rows): return torch.uint8
+def dtype(self: Rows): # torch.uint8
+    "Type of the pixels."
+    return torch.uint8
 
 @patch(as_prop=True)
-def device(self: Rows): return torch.device('cpu')
+def device(self: Rows): # the CPU
+    "Where the rows are copied to when they are asked for."
+    return torch.device('cpu')
 
 @patch
 def __repr__(self: Rows): return f'Rows {tuple(self.shape)} of {len(self.parts)} uint8 tensor{"s"[:len(self.parts) > 1]}'
@@ -259,6 +267,7 @@ def subset(self: Source,
 ): # Source
     "A new Source of some of the photographs, nothing else changed; of Rows nothing is copied."
     idx = torch.as_tensor(indices, dtype=torch.long).cpu()
+    if len(idx) and not -len(self) <= idx.min() <= idx.max() < len(self): raise ValueError(f"indices run from {int(idx.min())} to {int(idx.max())}; {self.title!r} has {len(self)} photographs: 0 to {len(self) - 1}")
     columns = {k: [getattr(self, k)[i] for i in idx.tolist()] for k in ('names', 'groups', 'contents')}
     _check_names(columns['names'])
     some = lambda x: x.subset(idx) if isinstance(x, Rows) else x[idx]
@@ -590,7 +599,8 @@ class Augment:
         strength=1.0, # 0: none of this, just the centre crop; 1: all; may be changed between two steps
         rotate=0.0, # turn by up to so many degrees either way, 0 to 180
     ):
-        if pad < 0: raise ValueError(f"pad={pad} must be 0 or more")
+        if not isinstance(pad, int) or pad < 0: raise ValueError(f"pad={pad!r} must be a whole number of pixels, 0 or more")
+        if crop is not None and (not isinstance(crop, int) or crop < 1): raise ValueError(f"crop={crop!r} must be a whole number of pixels, 1 or more, or None for the side of what goes in")
         if not 0 <= colour <= 2: raise ValueError(f"colour={colour} must lie between 0 (leave the colours) and 2 (twice the usual)")
         if not 0 <= rotate <= 180: raise ValueError(f"rotate={rotate} must lie between 0 (upright) and 180 degrees (any way round)")
         self.crop, self.pad, self.flips, self.colour, self.strength, self.rotate = crop, pad, flips, colour, strength, rotate
@@ -678,7 +688,7 @@ def _check_stream(s):
     "A stream that could not teach anything is refused before training starts."
     n, source = len(s.indices), s.source
     if s.target not in ('mask', 'label'): raise ValueError(f"target={s.target!r}: choose 'mask' (segmenter) or 'label' (classifier)")
-    if s.batch_size < 1: raise ValueError(f"batch_size={s.batch_size} must be at least 1")
+    if not isinstance(s.batch_size, int) or s.batch_size < 1: raise ValueError(f"batch_size={s.batch_size!r} must be a whole number of images, 1 or more")
     if not n: raise ValueError(f"indices is empty: a {s.target} stream needs photographs; {source.title!r} has "
                                f"{len(source.segmentable)} with masks (source.segmentable) and {len(source.gradable)} with labels (source.gradable)")
     if s.indices.min() < 0 or s.indices.max() >= len(source):
@@ -724,6 +734,8 @@ def plain_batches(
     target='mask', # what y shall be: 'mask', 'label', or None for no y
 ): # a generator of Batch
     "Evaluation batches, once through and in order: centre crop, standardised, nothing random (III)."
+    if target not in ('mask', 'label', None): raise ValueError(f"target={target!r}: choose 'mask', 'label' or None")
+    if batch_size < 1: raise ValueError(f"batch_size={batch_size} must be at least 1")
     centre, still = Augment(crop=crop, strength=0.), torch.Generator()
     for index in torch.as_tensor(indices, dtype=torch.long).cpu().split(batch_size):
         masks = take_rows(source.masks, index).to(device) if target == 'mask' else None

@@ -38,7 +38,9 @@ class Problem:
         if self.level not in LEVELS: raise ValueError(f"level={self.level!r}: choose one of {', '.join(LEVELS)}")
 
     @property
-    def fatal(self): return self.level == 'fatal'
+    def fatal(self): # bool
+        "Whether nothing can be read before it is mended."
+        return self.level == 'fatal'
 
     def __str__(self): return f'{self.file}: {self.what}. {self.todo[:1].upper() + self.todo[1:]}.'
 
@@ -251,12 +253,14 @@ class Preparation:
     classes: tuple = LESIONS # names of the mask classes, background first
 
     def __post_init__(self):
-        if self.size < 1: raise ValueError(f"size={self.size}: give the side of the photographs in pixels, 1 or more")
+        if not isinstance(self.size, int) or self.size < 1: raise ValueError(f"size={self.size!r}: give the side of the photographs in pixels, a whole number from 1 up")
         if self.mask_resize not in RESIZES: raise ValueError(f"mask_resize={self.mask_resize!r}: choose one of {', '.join(RESIZES)}")
         object.__setattr__(self, 'classes', class_table(self.classes)[0])
 
     @property
-    def digest(self): return digest(json.dumps([RULES, asdict(self)]).encode())
+    def digest(self): # 32 hex digits
+        "By what pixels made in another way are told apart."
+        return digest(json.dumps([RULES, asdict(self)]).encode())
 
 # %% ../nbs/05_photos.ipynb #d93b37a9
 def digest(
@@ -323,7 +327,9 @@ class Loaded:
     box: tuple = (0., 0., 1., 1.) # part of the photograph that was kept, as fractions of width and height
 
     @property
-    def mask_ok(self): return self.mask is not None
+    def mask_ok(self): # bool
+        "Whether the mask is known and whole."
+        return self.mask is not None
 
 # %% ../nbs/05_photos.ipynb #cf900990
 def load_entry(
