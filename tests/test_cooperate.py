@@ -199,6 +199,18 @@ def test_a_sweep_leaves_the_trainer_as_it_was():
     assert losses(t.steps(3)) == losses(plain.steps(3)) and torch.equal(flat(t.eval_model), flat(plain.eval_model))
 
 
+@pytest.mark.parametrize('wrong', [dict(steps=1), dict(low=0.), dict(low=2., high=1.)])
+def test_a_sweep_that_cannot_be_is_refused(wrong):
+    with pytest.raises(ValueError, match='allowed: 0 < low < high, and 4 steps or more'): sweep_rates(trainer(), 'seg', **wrong)
+
+
+@pytest.mark.parametrize('wrong', ['x', None, [[True]], [[True, False], [True]], [True]*12])
+def test_switches_that_do_not_fit_are_refused_when_they_are_set(wrong):
+    t = trainer()
+    with pytest.raises(ValueError, match='1 x 2, decoder levels x encoder levels'): t.knobs.set(switches=wrong)
+    assert not t.step().changes
+
+
 def test_early_stop_rule():
     rising = [(k, k/10) for k in range(10)]
     assert not stalled(rising, 3) and not stalled([], 3) and not stalled(rising, 0)

@@ -10,7 +10,7 @@ from jointseg_nb.agents import JointSeg
 from jointseg_nb.evaluate import (Placement, activation_maps, blend_tiles, load_model, model_facts, photograph_mask, predict_photo, square_placement,
     tile_starts, tile_window, to_photograph)
 from jointseg_nb.export import list_photos, predict_files, unique_names
-from jointseg_nb.fundus import eye
+from jointseg_nb.fundus import eye, write_folder
 from jointseg_nb.photos import squared
 
 @pytest.fixture(scope='module')
@@ -272,6 +272,13 @@ def test_a_run_is_scored_as_it_scored_itself(tmp_path, capsys):
     assert ends(commands.evaluate, [run, '--part', 'train', '--json', '--device', 'cpu']) == 0
     assert json.loads(capsys.readouterr().out)['photographs'] == wanted['train']
     assert ends(commands.predict, [run, data/'images', '--out', tmp_path/'out', '--device', 'cpu']) == 0
+    other = tmp_path/'data'
+    write_folder(other, n=8, seed=9, size=64)
+    capsys.readouterr()
+    assert ends(commands.evaluate, [run, '--data', other, '--cache', 'off', '--part', 'valid', '--device', 'cpu']) == 2
+    assert 'the run was begun with' in capsys.readouterr().err   # what it held out is not to be found in others
+    (tmp_path/'file').write_text('')
+    assert ends(commands.predict, [run, data/'images', '--out', tmp_path/'file', '--device', 'cpu']) == 2 and 'is a file' in capsys.readouterr().err
 
 def test_evaluate_refuses(tmp_path, capsys):
     data = Path(__file__).parent.parent/'data'

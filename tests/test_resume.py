@@ -1,5 +1,5 @@
 """Nothing is lost: kills, signals, full disks, losses that are no numbers, damaged and foreign checkpoints; and a resumed run is the run that was never stopped."""
-import errno, json, multiprocessing, os, random, shutil, signal, threading, time, warnings
+import errno, json, os, random, shutil, signal, threading, time, warnings
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -15,6 +15,8 @@ from jointseg_nb.data import embedded
 from jointseg_nb.fit import Interrupted, asked_to_stop, fit
 from jointseg_nb.recipes import recipe
 from jointseg_nb.runs import Run, RunFailed, RunWarning, pack, read_checkpoint, read_history, unpack, write_checkpoint
+
+import processes
 
 TINY = recipe('pocket', size=32, crop=32, pad=2, steps=12, clf_batch=3, seg_batch=3, precision='float32')
 QUIET = dict(device='cpu', progress=False, every=4)
@@ -35,11 +37,7 @@ def straight(eyes, tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def plain_pictures(request, monkeypatch):
-    "Two of the three pictures at the end take longer than the training: a stand-in, but where a test asks for them."
-    if 'real_pictures' in request.fixturenames: return
-    class Picture:
-        def savefig(self, path): Image.new('L', (4, 4)).save(path)
-    for name in ('picture', 'film_strip'): monkeypatch.setattr(room, name, lambda *_: Picture())
+    if 'real_pictures' not in request.fixturenames: processes.plain_pictures(monkeypatch)
 
 
 @pytest.fixture
@@ -188,29 +186,17 @@ def child(out, steps, resume):
     fit(None if resume else replace(TINY, steps=steps), out, embedded(20, seed=3, size=32), resume=resume, checkpoint_every=2, **QUIET)
 
 
-@pytest.fixture(scope='module')
-def spawn():
-    "Start processes that find PyTorch loaded."
-    context = multiprocessing.get_context('forkserver')
-    context.set_forkserver_preload(['jointseg_nb.fit', 'torch._dynamo'])
-    def start(target, *args):
-        p = context.Process(target=target, args=args)
-        p.start()
-        return p
-    return start
-
-
 def begins(p, history):
     "Wait until a process writes the history, or ends."
     before = history.stat().st_mtime_ns if history.exists() else 0
     while p.is_alive() and not (history.exists() and history.stat().st_mtime_ns != before): time.sleep(0.005)
 
 
-def kill_loop(spawn, out, kills, steps, chance):
+def kill_loop(out, kills, steps, chance):
     "Kill a training at random moments, again and again, until it is through; how often it was killed."
     killed, kept = 0, 0
     while True:
-        p = spawn(child, out, steps, (out/'recipe.json').exists())
+        p = processes.start(child, out, steps, (out/'recipe.json').exists())
         if killed < kills:
             begins(p, out/'history.csv')
             p.join(chance.uniform(0, 0.5))
@@ -227,12 +213,12 @@ def kill_loop(spawn, out, kills, steps, chance):
         assert done - kept <= 2, f'{done} steps were done, {kept} are kept'
 
 
-def test_killed_at_any_moment_twenty_times(spawn, tmp_path):
+def test_killed_at_any_moment_twenty_times(tmp_path):
     killed, n, chance = 0, 0, random.Random(0)
     while killed < 20:
-        killed += kill_loop(spawn, tmp_path/f'{n}', 20 - killed, 40, chance)
+        killed += kill_loop(tmp_path/f'{n}', 20 - killed, 40, chance)
         n += 1
-    straight = spawn(child, tmp_path/'straight', 40, False)
+    straight = processes.start(child, tmp_path/'straight', 40, False)
     straight.join(240)
     for k in range(n):
         assert_same_run(tmp_path/f'{k}', tmp_path/'straight')
@@ -318,9 +304,9 @@ def run_small_disk(out, say):
     except RunFailed as e: say.put(str(e))
 
 
-def test_disk_full_while_a_checkpoint_is_written(spawn, eyes, straight, tmp_path):
-    say = multiprocessing.get_context('forkserver').Queue()
-    p = spawn(run_small_disk, tmp_path/'a', say)
+def test_disk_full_while_a_checkpoint_is_written(eyes, straight, tmp_path):
+    say = processes.context.Queue()
+    p = processes.start(run_small_disk, tmp_path/'a', say)
     text = say.get(timeout=120)
     p.join(60)
     assert 'make room' in text and 'after step 8' in text and 'the checkpoint of step 4 is whole' in text
@@ -361,6 +347,17 @@ def test_a_loss_that_is_no_number(eyes, straight, tmp_path, monkeypatch, value):
     def poison():
         with torch.no_grad(): trainers[0].model.decoder.head.bias[0] = value
     fails_with(['loss is', 'lower lr', 'after step 6'], tmp_path/'a', eyes, listeners=[at_step(6, poison)])
+    monkeypatch.undo()
+    then_it_goes_on(tmp_path/'a', eyes, straight)
+
+
+def test_weights_that_are_no_numbers_are_not_kept(eyes, straight, tmp_path, monkeypatch):
+    "The loss of step 8 is still a number; what its update left is not, and would be the newest checkpoint."
+    trainers = []
+    with_trainer(monkeypatch, trainers.append)
+    def poison():
+        with torch.no_grad(): trainers[0].model.decoder.head.bias[0] = float('inf')
+    fails_with(['decoder.head.bias is infinite', 'lower lr', 'after step 8'], tmp_path/'a', eyes, listeners=[at_step(8, poison)])
     monkeypatch.undo()
     then_it_goes_on(tmp_path/'a', eyes, straight)
 
@@ -464,6 +461,41 @@ def test_a_lost_history_is_said(eyes, stopped):
     (stopped/'history.csv').unlink()
     with pytest.warns(RunWarning, match='history.csv has 0 of the 8 steps'): fit(None, stopped, eyes, resume=True, **QUIET)
     assert [int(r['step']) for r in read_history(stopped)] == [9, 10, 11, 12]
+
+
+def test_a_history_that_is_none_steps_aside(eyes, stopped):
+    (stopped/'history.csv').write_text('a,b\n1,2\n')
+    with pytest.warns(RunWarning, match='history.csv has 0 of the 8 steps'): fit(None, stopped, eyes, resume=True, **QUIET)
+    assert (stopped/'history.csv.refused').read_text() == 'a,b\n1,2\n' and len(read_history(stopped)) == 4
+
+
+@pytest.mark.parametrize('name, text, said', [('run.json', None, 'cannot be read'), ('run.json', '{"data": [', 'cannot be read'), ('run.json', '[]', 'no JSON object'),
+                                              ('recipe.json', '{"lr": ', 'is not JSON'), ('recipe.json', '{"lr": 0.2, "of_tomorrow": 1}', "'of_tomorrow' is no field")])
+def test_a_damaged_folder_is_named_and_nothing_is_touched(eyes, stopped, name, text, said):
+    (stopped/name).unlink() if text is None else (stopped/name).write_text(text)
+    before = {f: f.read_bytes() for f in stopped.rglob('*') if f.is_file()}
+    with pytest.raises(ValueError, match=said) as e: fit(None, stopped, eyes, resume=True, **QUIET)
+    assert str(stopped/name) in str(e.value) and before == {f: f.read_bytes() for f in before}
+
+
+def test_damaged_metrics_are_written_again(eyes, straight, tmp_path):
+    out = shutil.copytree(straight, tmp_path/'a')
+    (out/'metrics.json').write_text('{')
+    fit(None, out, eyes, resume=True, **QUIET)
+    assert_same_run(out, straight)
+
+
+def test_a_strange_file_among_the_checkpoints_is_no_checkpoint(eyes, straight, stopped):
+    (stopped/'checkpoints'/'step-of-mine.json').write_text('{}')
+    fit(None, stopped, eyes, resume=True, **QUIET)
+    assert_same_run(stopped, straight)
+
+
+def test_checkpoints_stay_as_often_as_they_were(eyes, stopped):
+    assert json.loads((stopped/'run.json').read_text())['checkpoint_every'] == 4
+    stop_at(3, stopped, eyes, overwrite=True, checkpoint_every=2)
+    stop_at(5, stopped, eyes, recipe=None, resume=True)
+    assert [p.stem[-2:] for p in Run(stopped, resume=True).checkpoints()] == ['04', '05']
 
 
 def test_two_trainings_do_not_write_into_one_folder(eyes, tmp_path):

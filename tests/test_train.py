@@ -13,7 +13,9 @@ from jointseg_nb.fundus import write_folder
 from jointseg_nb.recipes import recipe
 from jointseg_nb.runs import Run, read_history
 
-TINY = '--steps 6 --clf-batch 4 --seg-batch 4 --every 3 --device cpu'.split()
+import processes
+
+TINY = '--size 32 --crop 32 --pad 2 --steps 6 --clf-batch 4 --seg-batch 4 --every 3 --device cpu --precision float32'.split()
 DATA = Path(os.environ.get('JOINTSEG_DATA', Path(__file__).parents[1]/'../shared/data'))
 
 
@@ -21,8 +23,24 @@ def command(*args): return [sys.executable, '-c', 'from jointseg_nb.commands imp
 
 
 def train(*args, timeout=300):
-    "Run the command in a process of its own."
+    "Run the command in a new interpreter."
     return subprocess.run(command(*args), capture_output=True, text=True, timeout=timeout)
+
+
+class Forked:
+    "The command in a process that finds PyTorch loaded."
+    def __init__(self, tmp_path, *args, cwd='.'):
+        self.out, self.err = tmp_path/'stdout', tmp_path/'stderr'
+        self.p = processes.start(processes.run_train, [*map(str, args)], str(cwd), self.out, self.err)
+
+    def end(self):
+        self.p.join(240)
+        self.returncode, self.stdout, self.stderr = self.p.exitcode, self.out.read_text(), self.err.read_text()
+        return self
+
+
+@pytest.fixture(autouse=True)
+def plain_pictures(monkeypatch): processes.plain_pictures(monkeypatch)   # of trainings in this process
 
 
 def refused(capsys, *args):
@@ -125,20 +143,20 @@ def test_a_run_that_goes_on_keeps_its_recipe(run, args, said, capsys):
     assert code == 2 and said in text
 
 
-def test_a_finished_run_is_told_as_it_is(run):
+def test_a_finished_run_is_told_as_it_is(run, tmp_path):
     before = (run[0]/'metrics.json').read_bytes()
-    done = train('--out', run[0], '--resume')
+    done = Forked(tmp_path, '--out', run[0], '--resume').end()
     assert done.returncode == 0 and json.loads(done.stdout) == json.loads(before) and (run[0]/'metrics.json').read_bytes() == before
 
 
 def stop(out, signum, *args, lines=3):
     "Start the command, send a signal when some lines of the history are there; its exit code and what it said."
-    p = subprocess.Popen(command('--out', out, *args), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    done = Forked(out.parent, '--out', out, *args)
     end, history = time.time() + 240, out/'history.csv'
-    while time.time() < end and p.poll() is None and not (history.exists() and history.read_text().count('\n') > lines): time.sleep(0.02)
-    p.send_signal(signum)
-    said = p.communicate(timeout=240)[1]
-    return p.returncode, said
+    while time.time() < end and done.p.is_alive() and not (history.exists() and history.read_text().count('\n') > lines): time.sleep(0.005)
+    os.kill(done.p.pid, signum)
+    done.end()
+    return done.returncode, done.stderr
 
 
 @pytest.mark.parametrize('signum, code', [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -148,7 +166,7 @@ def test_stopped_it_keeps_what_was_trained_and_goes_on(folder, tmp_path, signum,
     assert ended == code and 'say resume to go on' in said and 'Traceback' not in said
     kept = JointSeg.load(out).meta['step']
     assert 3 <= kept == len(read_history(out)) < 40
-    done = train('--out', out, '--resume', '--lr', 0.05, '--json')
+    done = Forked(tmp_path, '--out', out, '--resume', '--lr', 0.05, '--json').end()
     assert done.returncode == 0, done.stderr
     rows = read_history(out)
     assert json.loads(done.stdout.splitlines()[-1])['steps'] == 40 and [int(r['step']) for r in rows] == list(range(1, 41))
@@ -159,15 +177,15 @@ def test_killed_it_goes_on_from_another_folder_as_if_nothing_had_happened(folder
     args = ['--data', folder, *TINY, '--steps', 20, '--checkpoint-every', 2]
     ended, _ = stop(tmp_path/'a', signal.SIGKILL, *args, lines=7)
     assert ended == -signal.SIGKILL
-    again = subprocess.run(command('--out', 'a', '--resume'), cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    again = Forked(tmp_path, '--out', 'a', '--resume', cwd=tmp_path).end()
     assert again.returncode == 0, again.stderr
-    assert train('--out', tmp_path/'b', *args).returncode == 0
+    assert Forked(tmp_path, '--out', tmp_path/'b', *args).end().returncode == 0
     without_time = lambda out: [{k: v for k, v in r.items() if k != 'seconds'} for r in read_history(out)]
     assert without_time(tmp_path/'a') == without_time(tmp_path/'b')
 
 
 def test_lines_for_programs(folder, tmp_path):
-    done = train('--data', folder, '--out', tmp_path/'run', '--json', *TINY)
+    done = Forked(tmp_path, '--data', folder, '--out', tmp_path/'run', '--json', *TINY).end()
     assert done.returncode == 0 and not done.stderr, done.stderr
     said = [json.loads(line) for line in done.stdout.splitlines()]
     assert [s['event'] for s in said] == ['step']*6 + ['end'] and [s['step'] for s in said[:-1]] == [1, 2, 3, 4, 5, 6]
@@ -177,7 +195,7 @@ def test_lines_for_programs(folder, tmp_path):
 def test_sets_are_joined(folder, tmp_path):
     other = tmp_path/'other'
     write_folder(other, n=12, seed=6, size=64)
-    tiny = recipe('pocket', steps=1, clf_batch=2, seg_batch=2)
+    tiny = recipe('pocket', size=32, crop=32, pad=2, steps=1, clf_batch=2, seg_batch=2, precision='float32')
     fit(tiny, tmp_path/'run', [folder, other], device='cpu', progress=False, reading=dict(cache=False))
     assert len(run_source(tmp_path/'run')[1]) == 52
     (other/'labels.csv').unlink()
@@ -227,7 +245,7 @@ def test_a_loss_that_is_no_number_is_exit_code_1(folder, tmp_path, monkeypatch, 
 
 @pytest.mark.skipif(not (DATA/'idrid512').is_dir(), reason='no real photographs here: set JOINTSEG_DATA to the folder that holds idrid512')
 def test_real_photographs_train_too(tmp_path):
-    done = train('--data', DATA/'idrid512', '--out', tmp_path/'run', *TINY)
+    done = Forked(tmp_path, '--data', DATA/'idrid512', '--out', tmp_path/'run', *TINY).end()
     assert done.returncode == 0, done.stderr
     metrics = json.loads((tmp_path/'run'/'metrics.json').read_text())
     assert metrics['iou']['haemorrhage'] is not None and metrics['majority'] < 1
