@@ -368,7 +368,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'jointseg_nb.data._no_masks': ('data.html#_no_masks', 'jointseg_nb/data.py'),
                                   'jointseg_nb.data._number': ('data.html#_number', 'jointseg_nb/data.py'),
                                   'jointseg_nb.data._one_patient': ('data.html#_one_patient', 'jointseg_nb/data.py'),
-                                  'jointseg_nb.data._runs': ('data.html#_runs', 'jointseg_nb/data.py'),
                                   'jointseg_nb.data._slice_window': ('data.html#_slice_window', 'jointseg_nb/data.py'),
                                   'jointseg_nb.data._strata': ('data.html#_strata', 'jointseg_nb/data.py'),
                                   'jointseg_nb.data._telling': ('data.html#_telling', 'jointseg_nb/data.py'),

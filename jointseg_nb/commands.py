@@ -99,6 +99,7 @@ def add_reading_options(
     p.add_argument('--label', help="what the classifier learns from a folder: grade, has_dr or a column of its table (default: grade where it can)")
     p.add_argument('--layout', help='how the data set lies on the disk, such as folder, idrid, eyepacs (default: found out)')
     p.add_argument('--task', help='which part of a set that comes in several: segmentation, grading or both')
+    p.add_argument('--links', action='store_true', default=None, help='follow links that lead out of the data set')
     p.add_argument('--strict', action=argparse.BooleanOptionalAction, help='stop at files that cannot be used, or leave them out (default: stop)')
     p.add_argument('--cache', metavar='DIR', help="where the prepared photographs are kept for the next time, or 'off' (default: the user's cache folder)")
 
@@ -107,7 +108,7 @@ def reading_options(
     args,  # what argparse made of the command line
 ):  # dict for `datasets.read`; None if nothing was asked for
     "How photographs are read."
-    given = {k: getattr(args, k) for k in ('layout', 'task', 'strict') if getattr(args, k) is not None}
+    given = {k: getattr(args, k) for k in ('layout', 'task', 'links', 'strict') if getattr(args, k) is not None}
     if args.cache: given['cache'] = False if args.cache == 'off' else str(Path(args.cache).resolve())
     return given or None
 
@@ -280,7 +281,7 @@ def _any_set(args, facts, part, reading):
     from jointseg_nb.fundus import LESIONS
     size, label = facts['size'], args.label or ('has_dr' if len(facts['label_names']) == 2 else 'auto')
     classes = None if tuple(facts['mask_classes']) == LESIONS else tuple(facts['mask_classes'])
-    one = lambda d: embedded(500, seed=1, size=size) if d == 'embedded' else read(d, size=size, label=label, part=part, classes=classes, crop_field=facts['crop_field'], **reading)
+    one = lambda d: embedded(500, seed=1, size=size, label=label) if d == 'embedded' else read(d, size=size, label=label, part=part, classes=classes, crop_field=facts['crop_field'], **reading)
     each = [one(d) for d in args.data]
     return each[0] if len(each) == 1 else join(*each)
 

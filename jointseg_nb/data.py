@@ -314,6 +314,9 @@ def near(
     if free is None: free = torch.cuda.mem_get_info(device)[0] if torch.device(device).type == 'cuda' else 0
     return source.to(device) if source.nbytes < free / 2 else source
 
+# %% ../nbs/04_data.ipynb #1abe1500
+LABELS = {'grade': tuple(GRADES), 'has_dr': ('no DR', 'DR')}
+
 # %% ../nbs/04_data.ipynb #5e0eb7d2
 def embedded(
     n=1000, # how many eyes, 1 or more
@@ -321,10 +324,14 @@ def embedded(
     size=64, # side of the photographs, px
     workers=None, # processes that draw; None: this one alone
     progress=False, # show a progress bar
+    label='grade', # what the labels are: 'grade' (5 classes), 'has_dr' (2), or 'auto', which is the grade
 ): # Source
     "Eyes of the embedded world as a Source: every one with masks and a grade, every one its own patient."
+    if label not in ('auto', *LABELS): raise ValueError(f"label={label!r}: of an embedded eye only {' and '.join(LABELS)} are known")
     images, masks, labels = _draw(n, seed, size, workers, progress)
-    return Source(torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(masks), labels=torch.as_tensor(labels),
+    labels = torch.as_tensor(labels)
+    if label == 'has_dr': labels = (labels > 0).long()
+    return Source(torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(masks), labels=labels, label_names=LABELS.get(label, GRADES),
                   names=[f'eye {i}' for i in range(n)], title=f'embedded eyes, seed {seed}')
 
 # %% ../nbs/04_data.ipynb #c8872d7f
@@ -504,22 +511,13 @@ def _gather_window(x, rows, columns, fill):
 
 # %% ../nbs/04_data.ipynb #ac7b9e23
 def _slice_window(x, rows, columns, fill):
-    h, w = rows.shape[1], columns.shape[1]
+    (height, width), (h, w) = x.shape[-2:], (rows.shape[1], columns.shape[1])
     out = x.new_full((*x.shape[:-2], h, w), fill)
-    for o, image, (r, at_r, up), (c, at_c, left) in zip(out, x, _runs(rows, x.shape[-2]), _runs(columns, x.shape[-1])):
-        part = image[..., r, c]
-        flips = [d for d, flip in ((-2, up), (-1, left)) if flip]
-        o[..., at_r, at_c] = part.flip(flips) if flips else part
+    lines = (i.tolist() for index in (rows.numpy(), columns.numpy()) for i in (index.min(1), index[:, 0] > index[:, -1]))
+    for o, image, r, up, c, left in zip(out.numpy(), x.numpy(), *lines):
+        o = o[..., ::-1 if up else 1, ::-1 if left else 1]
+        o[..., max(-r, 0):max(height - r, 0), max(-c, 0):max(width - c, 0)] = image[..., max(r, 0):max(r + h, 0), max(c, 0):max(c + w, 0)]
     return out
-
-def _runs(index, size):
-    "For each image: the slice of its lines that is taken, where in the window it goes, and whether it is reversed."
-    n = index.shape[1]
-    for low, first, last in zip(index.amin(1).tolist(), index[:, 0].tolist(), index[:, -1].tolist()):
-        start = min(max(low, 0), size)
-        stop = max(start, min(low + n, size))
-        at, to = max(start - low, 0), max(stop - low, 0)
-        yield slice(start, stop), slice(n - to, n - at) if first > last else slice(at, to), first > last
 
 # %% ../nbs/04_data.ipynb #69a4ffd0
 def take_window(
@@ -571,9 +569,10 @@ def colour_matrix(
 ): # (B, 3, 3)
     "The linear map of (red, green, blue) that turns the hue and stretches the saturation: greys stay what they are."
     grey = torch.full((3, 3), 1 / 3, device=hue.device)
+    away = torch.eye(3, device=hue.device) - grey
     across = torch.tensor([[0., -1, 1], [1, 0, -1], [-1, 1, 0]], device=hue.device) / math.sqrt(3)
     hue, saturation = hue.view(-1, 1, 1), saturation.view(-1, 1, 1)
-    return grey + saturation * (hue.cos() * (torch.eye(3, device=hue.device) - grey) + hue.sin() * across)
+    return grey + saturation * (hue.cos() * away + hue.sin() * across)
 
 # %% ../nbs/04_data.ipynb #566d2d0a
 def recolour(

@@ -22,12 +22,11 @@ from fastcore.basics import patch
 from PIL import Image
 
 from .cache import default_cache, prepare
-from .data import Source
+from .data import LABELS, Source
 from .fundus import GRADES, LESIONS
 from .photos import Entry, Preparation, Problem, ProblemsError, class_colors, class_name, class_table
 
 # %% ../nbs/07_datasets.ipynb #4971fa58
-LABELS = {'grade': tuple(GRADES), 'has_dr': ('no DR', 'DR')}
 COLUMNS = {'image': ('image', 'image name', 'image_id', 'id_code', 'file', 'filename', 'name'), 'grade': ('grade', 'retinopathy grade', 'level', 'diagnosis', 'adjudicated_dr_grade'),
            'has_dr': ('has_dr',), 'patient': ('patient', 'patient id', 'patient_id')}
 UNKNOWN = ('', 'nan', 'na', 'n/a')

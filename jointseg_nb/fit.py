@@ -43,7 +43,7 @@ def load_source(
     if isinstance(data, (list, tuple)):
         each = [load_source(d, recipe, label, n, progress, **reading) for d in data]
         return each[0] if len(each) == 1 else join(*each)
-    if str(data) == 'embedded': return embedded(n, seed=0, size=recipe.size, progress=progress)
+    if str(data) == 'embedded': return embedded(n, seed=0, size=recipe.size, progress=progress, label=label)
     return read(data, size=recipe.size, label=label, progress=progress, **reading)
 
 # %% ../nbs/17_fit.ipynb #902665fb
