@@ -45,7 +45,7 @@ def test_no_path_of_a_machine(path):
             found = machine_path.search(text)
             assert not found, f'{source(c)}\n{found[0]}'
 
-@pytest.mark.parametrize('text', ['see /home/ann/eyes', "open('/tmp/x')", '(/root/a)', '/work/main', r'C:\Users\ann', r'C:\\Users\\ann'])
+@pytest.mark.parametrize('text', ['see /home/ann/eyes', "open('/tmp/x')", '(/root/a)', '/work/ann', r'C:\Users\ann', r'C:\\Users\\ann'])
 def test_a_path_of_a_machine_is_seen(text): assert machine_path.search(text)
 
 @pytest.mark.parametrize('text', ['runs/tmp/x', '~/work/x', 'https://a.org/home/b', 'a/work/b', 'my/root/x'])
