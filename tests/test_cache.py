@@ -458,21 +458,24 @@ import numpy as np, torch
 from jointseg_nb.cache import prepare
 from jointseg_nb.photos import Entry, Preparation
 def own(): return int(re.search(r'RssAnon:\\s+(\\d+)', Path('/proc/self/status').read_text())[1])
-a = np.random.default_rng(0).integers(0, 256, (128, 128, 3)).astype(np.uint8)
-prepare([Entry('x', a)], Preparation(128), sys.argv[1] + '/warm')
+a = np.random.default_rng(0).integers(0, 256, (256, 256, 3)).astype(np.uint8)
+prepare([Entry('x', a)], Preparation(256), sys.argv[1] + '/warm')
 before = own()
-p = prepare([Entry(str(i), a) for i in range(int(sys.argv[2]))], Preparation(128), sys.argv[1] + '/cache', workers=1)
+p = prepare([Entry(str(i), a) for i in range(int(sys.argv[2]))], Preparation(256), sys.argv[1] + '/cache', workers=1)
 for k in torch.arange(len(p.images)).split(32): p.images[k].float().mean()
 print(own() - before)
 """
 
+# What is freed goes back to the system at once: else the allocator, not the program, decides what is measured.
+GIVE_BACK = dict(OMP_NUM_THREADS='1', MALLOC_ARENA_MAX='1', MALLOC_MMAP_THRESHOLD_='65536', MALLOC_TRIM_THRESHOLD_='65536')
+
 
 @linux
 def test_memory_does_not_grow_with_the_number(tmp_path):
-    "1,500 photographs of 49 kB are 74 MB; what grows is what is known of them, a few hundred bytes each."
+    "800 photographs of 197 kB are 157 MB; what grows is what is known of them, a few hundred bytes each."
     used = {}
-    for n in (100, 1500):
+    for n in (100, 800):
         (tmp_path/str(n)).mkdir()
-        p = subprocess.run([sys.executable, '-c', MEMORY, str(tmp_path/str(n)), str(n)], capture_output=True, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1'})
+        p = subprocess.run([sys.executable, '-c', MEMORY, str(tmp_path/str(n)), str(n)], capture_output=True, text=True, env={**os.environ, **GIVE_BACK})
         used[n] = int(p.stdout or pytest.fail(p.stderr)) / 1000
-    assert used[1500] - used[100] < 15, used
+    assert used[800] - used[100] < 40, used
