@@ -18,5 +18,7 @@ from jointseg_nb.cooperate import *
 from jointseg_nb.evaluate import *
 from jointseg_nb.figures import *
 from jointseg_nb.fit import *
+from jointseg_nb.session import *
+from jointseg_nb.views import *
 from jointseg_nb.lab import *
 from jointseg_nb.export import *

@@ -5,7 +5,8 @@ import pytest
 SMALL = '''
 import time
 from jointseg_nb.data import embedded
-from jointseg_nb.lab import Session, live
+from jointseg_nb.lab import live
+from jointseg_nb.session import Session
 from jointseg_nb.recipes import recipe
 small = recipe('pocket', steps=100000, clf_batch=4, seg_batch=4, precision='float32')
 source = embedded(40, size=64)

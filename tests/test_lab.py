@@ -3,9 +3,10 @@ import threading, time
 from dataclasses import replace
 from pathlib import Path
 import pytest, torch
-from jointseg_nb import lab
+from jointseg_nb import lab, session as room, views
 from jointseg_nb.data import Source, embedded
-from jointseg_nb.lab import Painter, Session, live
+from jointseg_nb.lab import Painter, live
+from jointseg_nb.session import Session
 from jointseg_nb.recipes import recipe
 
 SMALL = recipe('pocket', steps=6, clf_batch=4, seg_batch=4, precision='float32')
@@ -54,11 +55,11 @@ def test_reset_during_a_step(source, error):
 @pytest.mark.parametrize('error', [None, RuntimeError('the old run')])
 @pytest.mark.parametrize('part', ['set_up', 'show_eyes'])
 def test_reset_during_the_build(source, monkeypatch, part, error):
-    gate = Gate(getattr(lab, part), error)
-    monkeypatch.setattr(lab, part, gate)
+    gate = Gate(getattr(room, part), error)
+    monkeypatch.setattr(room, part, gate)
     session = Session(SMALL, source).run()
     assert gate.inside.wait(60)
-    monkeypatch.setattr(lab, part, gate.call)
+    monkeypatch.setattr(room, part, gate.call)
     session.reset(seed=1)
     gate.go.set()
     is_fresh(session)
@@ -74,8 +75,8 @@ def test_reset_during_the_finish(source, monkeypatch):
     is_fresh(session)
 
 def test_reset_while_drawing_eyes(monkeypatch):
-    gate = Gate(lab.eyes)
-    monkeypatch.setattr(lab, 'eyes', gate)
+    gate = Gate(room.eyes)
+    monkeypatch.setattr(room, 'eyes', gate)
     session = Session(SMALL, n_source=60).run()
     assert gate.inside.wait(60)
     session.reset(seed=1)
@@ -191,8 +192,8 @@ def test_labels_without_masks(source):
     assert snap.state == 'finished', snap.error
     assert 'classifier trains alone' in snap.remark and snap.values['agents'] == 'classifier' and snap.values['label_noise'] == 0.5
     assert all(r['seg_loss'] is None and r['clf_loss'] > 0 for r in snap.history)
-    lab._png(lab.eyes_view(snap)); lab._png(lab.curves(snap.history, snap.changes))
-    assert 'Top-1' in lab.scores_view(snap)
+    lab._png(views.eyes_view(snap)); lab._png(lab.curves(snap.history, snap.changes))
+    assert 'Top-1' in views.scores_view(snap)
 
 def test_scored_eyes_hold_masks_and_labels(source):
     half = torch.arange(30) < 15
