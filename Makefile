@@ -20,7 +20,7 @@ IN := env PATH="$(BIN):$$PATH"
 TESTENV := $(IN) OMP_NUM_THREADS=1 JOINTSEG_CACHE="$(BIN)/../cache"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lab demo test soak docs readme clean
+.PHONY: help setup lab demo test soak docs pictures readme clean
 .NOTPARALLEL:
 
 help:  ## list the commands
@@ -57,6 +57,9 @@ soak: $(STAMP)  ## the slow cells and the slow tests
 
 docs: $(STAMP)  ## build the site from the notebooks into docs/, offline
 	@$(IN) python tools/build_site.py
+
+pictures: $(STAMP)  ## make the screenshots of README and site anew, in a real browser
+	@$(IN) python tools/screenshots.py
 
 readme: $(STAMP)  ## make README.md from nbs/index.ipynb
 	@$(IN) python tools/readme.py
