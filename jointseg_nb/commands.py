@@ -354,13 +354,12 @@ def bench(argv=None):
     run_command(bench_parser(), _bench, argv)
 
 # %% ../nbs/27_commands.ipynb #5a8e56d6
-import importlib.util, os, secrets, socket, time
+import importlib.util, os, secrets, socket, threading, time, webbrowser
 
 # %% ../nbs/27_commands.ipynb #c8fcbda8
 LIVE_CELL = '''# Press ▶ above: both agents start to learn. Pressed again, it finds the same training.
-from jointseg_nb.lab import live
-from jointseg_nb.recipes import {function}
-session = live(recipe={recipe}{source})
+from jointseg_nb.lab import live{imports}
+session = live({given})
 session.panel()'''
 
 LIVE_TEXT = '''Move a knob and the next step is done with it. **Ratio**: how fast the classifier learns, compared with the segmenter. **Label noise**: which part of the
@@ -373,18 +372,24 @@ snap.step, snap.state, snap.scores.get('lesion_miou')'''
 
 # %% ../nbs/27_commands.ipynb #437c6edb
 def live_cell(
-    data=None,        # folder of photographs, or None for embedded eyes
-    label=None,       # what its classifier shall learn, or None to find out
-    recipe='pocket',  # a key of `RECIPES`, or the path of a recipe.json
+    data=None,      # folder of photographs, or None for embedded eyes
+    label=None,     # what its classifier shall learn, or None to find out
+    recipe=None,    # a key of `RECIPES`, or the path of a recipe.json; None for pocket
+    setup=None,     # a string of `Session.to_string`, instead of a recipe
+    name='live',    # of the session
 ):  # str, Python
     "The code that starts a session on these."
-    source = '' if data is None else f', source={str(Path(data).resolve())!r}'
-    if label: source += f', label={label!r}'
-    if recipe.endswith('.json'):
-        made = f"recipe_from_json(open({str(Path(recipe).resolve())!r}).read())"
-        return LIVE_CELL.format(function='recipe_from_json', recipe=made, source=source)
-    steps = ', steps=2000' if recipe == 'pocket' else ''
-    return LIVE_CELL.format(function='recipe', recipe=f"recipe({recipe!r}{steps})", source=source)
+    given = [] if name == 'live' else [repr(name)]
+    given += [f'setup={setup!r}'] if setup else [f'recipe={_recipe_code(recipe or "pocket")}']
+    if data is not None: given.append(f'source={str(Path(data).resolve())!r}')
+    if label: given.append(f'label={label!r}')
+    made = '' if setup else f"\nfrom jointseg_nb.recipes import {'recipe_from_json' if (recipe or '').endswith('.json') else 'recipe'}"
+    return LIVE_CELL.format(imports=made, given=', '.join(given))
+
+def _recipe_code(recipe):
+    "The code that makes the recipe; pocket with steps enough to play with."
+    if recipe.endswith('.json'): return f'recipe_from_json(open({str(Path(recipe).resolve())!r}).read())'
+    return f"recipe({recipe!r}{', steps=2000' if recipe == 'pocket' else ''})"
 
 # %% ../nbs/27_commands.ipynb #a40f160f
 def _cell(i, kind, text):
@@ -392,10 +397,12 @@ def _cell(i, kind, text):
     return dict(id=f'live{i}', cell_type=kind, metadata={}, source=text.splitlines(keepends=True), **code)
 
 def live_notebook(
-    code,  # of the first cell
+    code,         # of the first cell
+    alone=False,  # without the words and the cell for you?
 ):  # dict, nbformat 4.5
-    "The notebook that JupyterLab opens."
-    cells = [_cell(i, *c) for i, c in enumerate((('code', code), ('markdown', LIVE_TEXT), ('code', LIVE_FREE)))]
+    "The notebook that JupyterLab opens, or that Voilà serves."
+    parts = (('code', code),) if alone else (('code', code), ('markdown', LIVE_TEXT), ('code', LIVE_FREE))
+    cells = [_cell(i, *c) for i, c in enumerate(parts)]
     kernel = dict(display_name='Python 3 (ipykernel)', language='python', name='python3')
     return dict(cells=cells, metadata=dict(kernelspec=kernel, language_info=dict(name='python'), jointseg=code), nbformat=4, nbformat_minor=5)
 
@@ -451,7 +458,9 @@ def lab_parser():
     p = argparse.ArgumentParser('jointseg-lab', description='Open JupyterLab on the live panel: move knobs while two agents learn, and watch the masks.')
     p.add_argument('--data', help='a folder of photographs, masks and labels (default: embedded eyes)')
     p.add_argument('--label', help="what the classifier learns from that folder: 'grade', 'has_dr' or a column of its table (default: grade where it can)")
-    p.add_argument('--recipe', default='pocket', help=f"{' or '.join(RECIPES)}, or the path of a recipe.json (default: pocket)")
+    p.add_argument('--recipe', help=f"{' or '.join(RECIPES)}, or the path of a recipe.json (default: pocket)")
+    p.add_argument('--setup', metavar='STRING', help="a whole set-up, as the panel's Share gives it (js1:...)")
+    p.add_argument('--app', action='store_true', help='the panel alone, without a notebook (by Voilà)')
     p.add_argument('--port', type=int, default=0, help='of the page (default: any that is free)')
     p.add_argument('--no-browser', action='store_true', help='print the address and open nothing')
     return p
@@ -462,15 +471,24 @@ def check_lab(
 ):
     "Raise ValueError for what cannot work."
     if args.data is not None and not Path(args.data).is_dir(): raise ValueError(f'data={args.data!r} is no folder; name the folder that holds images/, masks/ and labels.csv')
-    if args.recipe.endswith('.json'): read_recipe(args.recipe)
-    else: recipe(args.recipe)
-    if importlib.util.find_spec('jupyterlab') is None: raise ValueError("JupyterLab is not installed; pip install 'jointseg_nb[lab]'")
+    if args.setup and args.recipe: raise ValueError('setup and recipe do not go together: a set-up holds its recipe')
+    if args.setup: _check_setup(args.setup)
+    elif (args.recipe or '').endswith('.json'): read_recipe(args.recipe)
+    elif args.recipe: recipe(args.recipe)
+    module, extra, name = ('voila', 'app', 'Voilà') if args.app else ('jupyterlab', 'lab', 'JupyterLab')
+    if importlib.util.find_spec(module) is None: raise ValueError(f"{name} is not installed; pip install 'jointseg_nb[{extra}]'")
+
+def _check_setup(text):
+    "A ValueError for a set-up that nobody can read."
+    from jointseg_nb.session import read_setup
+    read_setup(text)
 
 # %% ../nbs/27_commands.ipynb #42fc357c
 def _lab(args):
     check_lab(args)
     folder, port, token = Path('runs')/'lab', free_port(args.port), os.environ.setdefault('JUPYTER_TOKEN', secrets.token_hex(24))
-    path = place_notebook(folder, live_cell(args.data, args.label, args.recipe))
+    if args.app: return _app(args, folder, port, token)
+    path = place_notebook(folder, live_cell(args.data, args.label, args.recipe, args.setup))
     place_settings(folder)
     page = f'/doc/tree/{path.as_posix()}'
     print(f'The live panel: http://127.0.0.1:{port}{page}?token={token}\nPress ▶ there. Ctrl-C here ends it.', flush=True)
@@ -482,3 +500,15 @@ def _lab(args):
 def lab(argv=None):
     "`jointseg-lab`: open JupyterLab on the live panel."
     run_command(lab_parser(), _lab, argv)
+
+# %% ../nbs/27_commands.ipynb #758ac1f4
+def _app(args, folder, port, token):
+    "Voilà on a notebook of one cell."
+    path, url = folder/'app.ipynb', f'http://127.0.0.1:{port}/?token={token}'
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(live_notebook(live_cell(args.data, args.label, args.recipe, args.setup, name='app'), alone=True), indent=1), encoding='utf-8')
+    print(f'The live panel: {url}\nCtrl-C here ends it.', flush=True)
+    if not args.no_browser: threading.Timer(1.5, webbrowser.open, [url]).start()
+    from voila.app import Voila
+    Voila.launch_instance([str(path), f'--Voila.port={port}', '--Voila.port_retries=0', '--Voila.ip=127.0.0.1', f'--Voila.token={token}', '--Voila.open_browser=False',
+                           '--Voila.log_level=WARN', '--VoilaConfiguration.file_allowlist=[]', '--VoilaConfiguration.show_tracebacks=True'])
