@@ -3,11 +3,15 @@
     python benchmarks/pocket.py                       # all conditions, three seeds; resumes where it stopped
     python benchmarks/pocket.py --seeds 1 --only pocket,ratio30
 
+What is in benchmarks/pocket.json already, and was made by the same recipe, is kept; each run is written as it ends, so that
+a call that was stopped goes on where it stood, and the conditions can be done in parts.
+
 Writes benchmarks/pocket.json: for every condition and seed the scores on held-out eyes along the way and at the end. About two
 minutes a run on two cores with bfloat16 units, half as long again without.
 """
 import argparse, datetime, json, platform, shlex, sys
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -29,6 +33,22 @@ CONDITIONS = dict(
     ratio30=dict(ratio_on='agent', lr_ratio=30., lr=None),           # the paper's words: the whole classifier 30 times as fast; lr so that the classifier has the shipped rate
     segmenter=dict(agents='segmenter'),
     classifier=dict(agents='classifier'),
+    # what `modern` adds to it, one thing at a time
+    norm_agent=dict(norm='agent'),
+    norm_group=dict(norm='group'),
+    average=dict(average=0.99),
+    dice=dict(seg_loss='ce+dice'),
+    smoothing=dict(label_smoothing=0.1),
+    warmup=dict(warmup=50),
+    clip=dict(clip=1.),
+    rotate=dict(rotate=20.),
+    stride2=dict(stem_stride=2),
+    together=dict(norm='agent', average=0.99, seg_loss='ce+dice', weight_power=0.3, label_smoothing=0.1, warmup=50, clip=5., rotate=20.),  # all of it but its sizes
+    # other readings and other ways
+    simultaneous=dict(update='simultaneous'),
+    dice_alone=dict(seg_loss='dice', weight_power=0.),
+    plain=dict(weight_power=0.),                                     # the paper's loss
+    no_attention=dict(attention='none'),
 )
 
 
@@ -39,16 +59,22 @@ def condition(name, seed):
     return recipe('pocket', name=name, seed=seed, **changes)
 
 
+@cache
+def pocket_eyes():
+    "The eyes on which all learn, drawn once a process."
+    return embedded(1000, seed=0, size=recipe('pocket').size)
+
+
 def one_run(name, seed, threads=None, every=50):
     "Scores along the way, and on all held-out eyes at the end."
     if threads: torch.set_num_threads(threads)
-    source = embedded(1000, seed=0, size=recipe('pocket').size)
+    source = pocket_eyes()
     setup = set_up(condition(name, seed), source)
     curve = []
     for report in tqdm(setup.trainer.steps(), f'{name}, seed {seed}', setup.trainer.recipe.steps, disable=None):
         if report.step % every == 0: curve.append(dict(step=report.step, cosine=report.cosine) | quick_scores(setup))
     t = setup.trainer
-    final = evaluate(t.model, source, setup.valid, t.recipe.crop, engine=t.engine).metrics()
+    final = evaluate(t.eval_model, source, setup.valid, t.recipe.crop, engine=t.engine).metrics()
     return dict(condition=name, seed=seed, final=final, curve=curve), facts(t.engine)
 
 
@@ -63,7 +89,7 @@ def main():
     # The whole recipe is the key: a result of an older recipe is never mixed with a newer one.
     key = {c: str(condition(c, 0)) for c in CONDITIONS}
     old = json.loads(args.out.read_text()) if args.out.exists() else {}
-    runs = [r for r in old.get('runs', []) if old['recipes'].get(r['condition']) == key[r['condition']]]
+    runs = [r for r in old.get('runs', []) if r['condition'] in key and old['recipes'].get(r['condition']) == key[r['condition']]]
     wanted = [w for w in wanted if not any((r['seed'], r['condition']) == w for r in runs)]
     with ProcessPoolExecutor(args.workers, get_context('spawn')) as pool:
         jobs = [pool.submit(one_run, name, seed, 1 if args.workers > 1 else None) for seed, name in wanted]

@@ -567,6 +567,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'jointseg_nb.evaluate.iou': ('evaluate.html#iou', 'jointseg_nb/evaluate.py'),
                                       'jointseg_nb.evaluate.iou_of': ('evaluate.html#iou_of', 'jointseg_nb/evaluate.py'),
                                       'jointseg_nb.evaluate.load_model': ('evaluate.html#load_model', 'jointseg_nb/evaluate.py'),
+                                      'jointseg_nb.evaluate.log_odds': ('evaluate.html#log_odds', 'jointseg_nb/evaluate.py'),
                                       'jointseg_nb.evaluate.majority': ('evaluate.html#majority', 'jointseg_nb/evaluate.py'),
                                       'jointseg_nb.evaluate.mean_iou': ('evaluate.html#mean_iou', 'jointseg_nb/evaluate.py'),
                                       'jointseg_nb.evaluate.model_facts': ('evaluate.html#model_facts', 'jointseg_nb/evaluate.py'),

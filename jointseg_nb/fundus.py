@@ -57,7 +57,7 @@ class Dice:
         seed, # seed of the set, 0 to 2**63 - 1
         index, # number of the eye in the set, 0 to 2**63 - 1
         part, # which part of the eye; each has a stream of its own, 0 or more
-    ): self.g = np.random.Generator(np.random.Philox(key=(int(seed) << 64) | int(index), counter=int(part) << 192))
+    ): self.g = np.random.Generator(np.random.Philox(key=np.array([index, seed], np.uint64), counter=np.array([0, 0, 0, part], np.uint64)))
 
     def u(self, lo=0., hi=1., n=None): return lo + (hi - lo) * self.g.random(n)
     def chance(self, p): return bool(self.g.random() < p)
@@ -75,10 +75,9 @@ def sin_turns(
 ): # sine of it, the same shape
     "Sine by a polynomial of additions and products, so that every processor gives the same bits."
     t = t - np.floor(t + 0.5)
-    t = np.where(t > 0.25, 0.5 - t, np.where(t < -0.25, -0.5 - t, t))
-    x = 6.283185307179586 * t
-    z, s = x * x, 0.
-    for k in (13, 11, 9, 7, 5, 3): s = (1. + s) * (-z / (k * (k - 1)))
+    x = 6.283185307179586 * np.copysign(np.minimum(np.abs(t), 0.5 - np.abs(t)), t)
+    z, s = -(x * x), 0.
+    for k in (13, 11, 9, 7, 5, 3): s = (1. + s) * (z / (k * (k - 1)))
     return x * (1. + s)
 
 # %% ../nbs/00_fundus.ipynb #e0184719
@@ -104,7 +103,7 @@ def unit(v):
 
 def circle(t):
     "Points (..., 2) of the unit circle at angles t, in turns."
-    return np.stack([cos_turns(t), sin_turns(t)], -1)
+    return sin_turns(np.stack([np.add(t, .25), t], -1))
 
 # %% ../nbs/00_fundus.ipynb #cf548611
 def anatomy(
@@ -132,11 +131,10 @@ def bezier(p, n=56):
 
 def wiggle(d, m, n, waves=(.9, 2.2, 5.)):
     "m smooth wanderings of n steps, starting at zero, about one in size: (m, n)."
-    t, w = np.arange(n) / (n - 1), 0.
-    for f in waves:
-        phase, freq, size = d.u(n=(m, 1)), f * d.u(.7, 1.3, (m, 1)), d.bell((m, 1))
-        w = w + size * (sin_turns(freq * t + phase) - sin_turns(phase)) / (.6 + .4 * f)
-    return w
+    t, f = np.arange(n) / (n - 1), np.reshape(waves, (-1, 1, 1))
+    drawn = [(d.u(n=(m, 1)), d.u(.7, 1.3, (m, 1)), d.bell((m, 1))) for _ in waves]
+    phase, freq, size = (np.stack(each) for each in zip(*drawn))
+    return sum(size * (sin_turns(f * freq * t + phase) - sin_turns(phase)) / (.6 + .4 * f))
 
 # %% ../nbs/00_fundus.ipynb #9fb96fd2
 def trunk_controls(d, a, up):
@@ -471,8 +469,10 @@ def value_noise(lattice, n):
     u = (np.arange(n) + .5) * (k / n)
     i = np.floor(u).astype(np.int64)
     f = (u - i) * (u - i) * (3. - 2. * (u - i))
-    rows = lattice[i] * (1. - f)[:, None] + lattice[i + 1] * f[:, None]
-    return rows[:, i] * (1. - f) + rows[:, i + 1] * f
+    for _ in 'yx':
+        f0, f1 = (1. - f)[:, None], f[:, None]
+        lattice = (lattice[i] * f0 + lattice[i + 1] * f1).T
+    return lattice
 
 def rgb(*v):
     "Three numbers that multiply or add to the planes of an image (3, n, n)."
@@ -485,6 +485,17 @@ def tint(img, cover, absorb, strength=1.):
 def glow(img, cover, colour):
     "Mix toward a colour where a pale deposit covers."
     return img + (rgb(*colour) - img) * cover
+
+def box(cover):
+    "The smallest box of a cover (n, n) outside which it is zero, as two slices."
+    if not cover.any(): return slice(0, 0), slice(0, 0)
+    lines = [np.flatnonzero(cover.any(axis)) for axis in (1, 0)]
+    return tuple(slice(k[0], k[-1] + 1) for k in lines)
+
+def lay(layer, img, cover, *look):
+    "Lay `tint` or `glow` on the image, in the box where there is some of it."
+    rows, cols = box(cover)
+    if rows.stop: img[:, rows, cols] = layer(img[:, rows, cols], cover[rows, cols], *look)
 
 # %% ../nbs/00_fundus.ipynb #58177414
 def retina(s, n):
@@ -499,7 +510,9 @@ def retina(s, n):
     fx, fy = x - a.side * a.fovea[0], y - a.fovea[1]
     d2, m2 = fx * fx + fy * fy, a.macula_r * a.macula_r
     dark = a.macula_dark * (.6 * bump(d2 / (4. * m2)) + .5 * bump(d2 / (.6 * m2)))
-    return img * (1. - rgb(.75, 1., 1.) * dark) + bump(d2 / .0012) * 90. * a.reflex, x, y
+    lay(tint, img, dark, (.75, 1., 1.))
+    if a.reflex: img += bump(d2 / .0012) * 90. * a.reflex
+    return img, x, y
 
 # %% ../nbs/00_fundus.ipynb #bbb79012
 def add_disc(img, s, x, y):
@@ -511,41 +524,44 @@ def add_disc(img, s, x, y):
     cup = clamp((a.cup - np.sqrt(ux * ux + uy * uy)) * 3. + .5)
     halo = bump(rho * rho / 5.) * .22 + a.atrophy * clamp((1.3 - rho) * 6.)
     pale = np.minimum(base * 1.15 + np.array([52., 55., 28.]), 250.)
-    img = img + (rgb(*pale) - img) * (rgb(.8, .7, .5) * halo)
-    img = glow(img, .92 * rim, pale)
-    return glow(img, .8 * cup * rim, np.minimum(base * 1.15 + np.array([72., 104., 40.]), 254.))
+    rows, cols = box(halo)
+    part = img[:, rows, cols]
+    part += (rgb(*pale) - part) * (rgb(.8, .7, .5) * halo[rows, cols])
+    lay(glow, img, .92 * rim, pale)
+    lay(glow, img, .8 * cup * rim, np.minimum(base * 1.15 + np.array([72., 104., 40.]), 254.))
+    return img
 
 # %% ../nbs/00_fundus.ipynb #033bf564
-def densify(path, rad, weight, layer, gap):
-    "Rows x, y, radius, weight, layer (5, p) no farther apart than `gap` along paths (m, k, 2)."
-    cols = np.stack([path[..., 0], path[..., 1], rad, np.broadcast_to(weight, rad.shape)])
-    a, v = cols[:, :, :-1].reshape(4, -1), (cols[:, :, 1:] - cols[:, :, :-1]).reshape(4, -1)
+def densify(path, rad, weight, layer, gap, thin=0.):
+    "Rows x, y, radius, weight, layer (5, p) no farther apart than `gap` along paths (m, k, 2); segments thinner than `thin` left out."
+    cols = np.empty((5, *rad.shape))
+    cols[0], cols[1], cols[2], cols[3], cols[4] = path[..., 0], path[..., 1], rad, weight, np.reshape(layer, (-1, 1))
+    seen = np.maximum(rad[:, 1:], rad[:, :-1]) >= thin
+    a, b = cols[:, :, :-1][:, seen], cols[:, :, 1:][:, seen]
+    v = b - a
     count = np.floor(np.sqrt(v[0] * v[0] + v[1] * v[1]) / gap).astype(np.int64) + 1
-    which = np.repeat(np.arange(len(count)), count)
-    t = (np.arange(len(which)) - (np.cumsum(count) - count)[which]) / count[which]
-    lay = np.broadcast_to(np.asarray(layer, float).reshape(-1, 1), (rad.shape[0], rad.shape[1] - 1)).reshape(-1)
-    return np.concatenate([a[:, which] + v[:, which] * t, lay[which][None]])
+    t = (np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)) / np.repeat(count, count)
+    return np.repeat(a, count, 1) + np.repeat(v, count, 1) * t
 
 # %% ../nbs/00_fundus.ipynb #5f08d46a
-def stamp(out, rows, px):
-    "Press soft discs onto the maps out (layers, n, n), keeping the stronger; px is the size of a pixel."
-    n = out.shape[1]
+def stamp(n, layers, rows, px):
+    "Press soft discs onto blank maps (layers, n, n), keeping the stronger; px is the size of a pixel."
     cx, cy, rp = rows[0] / px + (n / 2 - .5), rows[1] / px + (n / 2 - .5), rows[2] / px
     keep = (rp > .18) & (cx > -8) & (cy > -8) & (cx < n + 8) & (cy < n + 8)
     cx, cy, rp, w, layer = cx[keep], cy[keep], rp[keep], rows[3][keep], rows[4][keep].astype(np.int64)
-    half = np.ceil(rp + .5).astype(np.int64)
-    for h in range(1, int(half.max(initial=0)) + 1):
+    half = np.ceil(rp).astype(np.int64)
+    edge = 9 + int(half.max(initial=0))
+    m = n + 2 * edge
+    sheet = np.zeros((layers, m, m))
+    for h in range(1, edge - 8):
         sel, o = np.nonzero(half == h)[0], np.arange(-h, h + 1)
         for s in np.array_split(sel, 1 + len(sel) * len(o) ** 2 // 2_000_000):
             x0, y0 = np.floor(cx[s] + .5), np.floor(cy[s] + .5)
-            dx, dy = o + (x0 - cx[s])[:, None], o + (y0 - cy[s])[:, None]
-            ix, iy = x0.astype(np.int64)[:, None] + o, y0.astype(np.int64)[:, None] + o
-            r = rp[s][:, None, None]
-            cover = clamp(r + .5 - np.sqrt((dy * dy)[:, :, None] + (dx * dx)[:, None, :])) * (np.minimum(1., 2. * r) * w[s][:, None, None])
-            cover = cover * (((iy >= 0) & (iy < n))[:, :, None] & ((ix >= 0) & (ix < n))[:, None, :])
-            at = (clamp(iy, 0, n - 1) * n + (layer[s] * (n * n))[:, None])[:, :, None] + clamp(ix, 0, n - 1)[:, None, :]
-            np.maximum.at(out.reshape(-1), at.reshape(-1), cover.reshape(-1))
-    return out
+            dx, dy = o[:, None] + (x0 - cx[s]), o[:, None] + (y0 - cy[s])
+            r, at = rp[s], (layer[s] * m + y0.astype(np.int64) + edge) * m + x0.astype(np.int64) + edge
+            cover = clamp(r + .5 - np.sqrt((dy * dy)[:, None] + (dx * dx))) * (np.minimum(1., 2. * r) * w[s])
+            np.maximum.at(sheet.reshape(-1), (at + (o[:, None] * m + o)[:, :, None]).reshape(-1), cover.reshape(-1))
+    return sheet[:, edge:-edge, edge:-edge]
 
 # %% ../nbs/00_fundus.ipynb #47bacfec
 def beaded(s, p, r, vein, px):
@@ -561,65 +577,72 @@ def stroke_maps(s, n, px, lesions=True):
         w = clamp(.42 + r * 48.)
         if g < 2 and px < .012: rows.append(densify(p[~v], r[~v] * .32, .8, 2, px))
         if g == 0 and lesions and s.beading: r = beaded(s, p, r, v, px)
-        rows.append(densify(p, r, w, v * 1, px))
-    rows += [densify(p, r, w, layer, 2 * px) for layer, (p, r, w) in s.streaks]
+        rows.append(densify(p, r, w, v * 1, px, .179 * px))
+    rows += [densify(p, r, w, layer, 2 * px, .179 * px) for layer, (p, r, w) in s.streaks]
     if lesions: rows += [densify(p, np.maximum(r, .7 * px), w, 5, px) for p, r, w in s.fine]
     rows = np.concatenate(rows, 1)
     rows[0] *= s.anatomy.side
-    return stamp(np.zeros((6, n, n)), rows, px)
+    return stamp(n, 6, rows, px)
 
 # %% ../nbs/00_fundus.ipynb #5caceadb
 def wobbly(dx, dy, c):
-    "Distance from the centres of parts, 1 on their bent outlines; c holds their columns, shaped (m, 1, 1)."
+    "Distance from the centres of parts, 1 on their bent outlines; c holds their columns, one number for each of dx and dy."
     u, v = (dx * c['ux'] + dy * c['uy']) / c['a'], (dy * c['ux'] - dx * c['uy']) / c['b']
     rho = np.sqrt(u * u + v * v) + 1e-9
     p, q = u / rho, v / rho
     c2, s2 = p * p - q * q, 2. * p * q
     c3, s3 = c2 * p - s2 * q, s2 * p + c2 * q
-    cp, sp = cos_turns(c['ph']), sin_turns(c['ph'])
-    bend = .4 * (c3 * cp - s3 * sp) + .3 * cp * (c3 * s2 + s3 * c2) + .45 * sp * c2
+    bend = .4 * (c3 * c['cos'] - s3 * c['sin']) + .3 * c['cos'] * (c3 * s2 + s3 * c2) + .45 * c['sin'] * c2
     return rho / (1. + c['wob'] * bend)
 
 # %% ../nbs/00_fundus.ipynb #c69737a3
 def patches(c, ss, h):
-    "Grids of parts in patches of 2h + 1 final pixels: fine positions ix, iy, cover, and mask pixels."
+    "Parts in patches of 2h + 1 final pixels: which part k, where (ix, iy) and how strong each fine pixel near one is; corners and grid of the mask."
     w = 2 * h + 1
     x0, y0 = (np.floor(c[k] / ss).astype(np.int64) - h for k in 'xy')
-    ix, iy = x0[:, None] * ss + np.arange(w * ss), y0[:, None] * ss + np.arange(w * ss)
-    e = {k: v[:, None, None] for k, v in c.items()}
-    dx, dy = (ix + .5)[:, None, :] - e['x'], (iy + .5)[:, :, None] - e['y']
-    lim = np.minimum(e['a'], e['b'])
-    depth = np.minimum((1. - wobbly(dx, dy, e)) * lim, dy - e['cut'] * e['b'])
-    cover = clamp(depth / np.maximum(1.2, 2. * e['soft'] * lim) + .5)
-    hard = (depth > 0).reshape(len(x0), w, ss, w, ss).sum((2, 4))
+    dx, dy = (np.arange(w * ss) + (v * ss)[:, None] + .5 - c[k][:, None] for k, v in (('x', x0), ('y', y0)))
+    k, i, j = np.nonzero((dy * dy)[:, :, None] + (dx * dx)[:, None, :] < (c['far'] * c['far'])[:, None, None])
+    e, dx, dy = {name: v[k] for name, v in c.items()}, dx[k, j], dy[k, i]
+    depth = np.minimum((1. - wobbly(dx, dy, e)) * e['lim'], dy - e['cut'] * e['b'])
+    cover = clamp(depth / np.maximum(1.2, 2. * e['soft'] * e['lim']) + .5)
+    deep = depth > 0
+    hard = np.bincount((k * w + i // ss)[deep] * w + (j // ss)[deep], minlength=len(x0) * w * w).reshape(-1, w, w)
     most = hard.max((1, 2), keepdims=True)
     on = (hard * 2 > ss * ss) | ((hard == most) & (most * 2 <= ss * ss) & (most > 0))
-    return ix, iy, cover * cover * (3. - 2. * cover), x0[:, None] + np.arange(w), y0[:, None] + np.arange(w), on
+    return k, x0[k] * ss + j, y0[k] * ss + i, cover * cover * (3. - 2. * cover), x0, y0, on
 
 # %% ../nbs/00_fundus.ipynb #760297a8
-def splat(rows, side, size, ss, px, paint, keys):
-    "Draw parts: their cover into paint (7 classes, light and dark, n, n), their rank into keys (size, size)."
-    n, c = size * ss, dict(zip(COLS, rows.T))
+def in_pixels(rows, side, n, ss, px):
+    "The columns of parts in fine pixels, how `far` from its centre one can be seen, and half of its patch in final pixels."
+    c = dict(zip(COLS, rows.T))
     least = px * ss * c['minpx']
     c['a'], c['b'] = np.maximum(c['a'], least) / px, np.maximum(c['b'], np.minimum(least, np.maximum(c['a'], least))) / px
     c['x'], c['y'], c['ux'] = side * c['x'] / px + n / 2, c['y'] / px + n / 2, side * c['ux']
-    half = np.ceil((np.maximum(c['a'], c['b']) * (1.05 + c['wob'] + .5 * c['soft'])) / ss + 1.5).astype(np.int64)
-    half = np.where(half > 6, -(-half // 6) * 6, half)
+    c['lim'], (c['cos'], c['sin']) = np.minimum(c['a'], c['b']), circle(c['ph']).T
+    long = np.maximum(c['a'], c['b'])
+    c['far'] = long * (1.01 + 1.15 * c['wob']) * (1. + np.maximum(.6 / c['lim'], c['soft']))
+    half = np.ceil((long * (1.05 + c['wob'] + .5 * c['soft'])) / ss + 1.5).astype(np.int64)
+    return c, np.where(half > 6, -(-half // 6) * 6, half)
+
+def splat(rows, side, size, ss, px, paint, keys):
+    "Draw parts: their cover into paint (7 classes, n, n), of which 0 holds what is dark, their rank into keys (size, size)."
+    n, (c, half) = size * ss, in_pixels(rows, side, size * ss, ss, px)
+    layer = np.where(c['alpha'] < 0, 0, c['cls'].astype(np.int64))
     for h in np.unique(half):
         s = np.nonzero(half == h)[0]
-        ix, iy, cover, gx, gy, on = patches({k: v[s] for k, v in c.items()}, ss, int(h))
-        ok = ((iy >= 0) & (iy < n))[:, :, None] & ((ix >= 0) & (ix < n))[:, None, :]
-        layer = c['cls'][s].astype(np.int64) * 2 + (c['alpha'][s] < 0)
-        at = (clamp(iy, 0, n - 1) * n + (layer * n * n)[:, None])[:, :, None] + clamp(ix, 0, n - 1)[:, None, :]
-        np.maximum.at(paint.reshape(-1), at.reshape(-1), (cover * np.abs(c['alpha'][s])[:, None, None] * ok).reshape(-1))
-        on = on & ((gy >= 0) & (gy < size))[:, :, None] & ((gx >= 0) & (gx < size))[:, None, :]
+        k, x, y, cover, x0, y0, on = patches({name: v[s] for name, v in c.items()}, ss, int(h))
+        cover *= np.abs(c['alpha'])[s[k]]
+        ok = (y >= 0) & (y < n) & (x >= 0) & (x < n) & (cover > 0)
+        np.maximum.at(paint.reshape(-1), (layer[s[k]] * (n * n) + y * n + x)[ok], cover[ok])
         k, i, j = np.nonzero(on)
-        np.maximum.at(keys.reshape(-1), gy[k, i] * size + gx[k, j], s[k] + 1)
+        x, y = x0[k] + j, y0[k] + i
+        ok = (y >= 0) & (y < size) & (x >= 0) & (x < size)
+        np.maximum.at(keys.reshape(-1), (y * size + x)[ok], s[k[ok]] + 1)
 
 # %% ../nbs/00_fundus.ipynb #5d403187
 def lesion_maps(s, size, ss, px, lesions=True):
-    "Cover of each class, light and dark (7, 2, n, n), and the class mask (size, size)."
-    paint, keys = np.zeros((7, 2, size * ss, size * ss)), np.zeros((size, size), np.int64)
+    "Cover of each class (7, n, n), 0 that of dark artefacts, and the class mask (size, size)."
+    paint, keys = np.zeros((7, size * ss, size * ss)), np.zeros((size, size), np.int64)
     rows = np.concatenate([s.artefacts, s.drusen] + (s.groups if lesions else []))
     area = np.maximum(rows[:, 4], px) * np.maximum(rows[:, 5], px)
     rows = rows[np.argsort(-(area + 10. * (rows[:, 0] == 6)), kind='stable')]
@@ -633,18 +656,21 @@ def add_vessels(img, s, maps):
     "Choroid, nerve fibres, arteries and veins, and vessels that should not be there."
     art, vein, shine, choroid, fibres, new = maps
     c = s.camera
-    img = img * (1. + rgb(.10, .22, .16) * (c.choroid * choroid))
-    img = glow(img, fibres * c.sheen, c.base * .75 + np.array([60., 75., 62.]))
-    img = tint(tint(img, art, ARTERY, c.vessel), vein * (1. - .5 * art), VEIN, c.vessel)
-    img = img * (1. + rgb(.06, .2, .2) * shine)
-    return tint(img, new, VEIN, .6 + .5 * c.vessel)
+    if c.choroid: img *= 1. + rgb(.10, .22, .16) * (c.choroid * choroid)
+    lay(glow, img, fibres * c.sheen, c.base * .75 + np.array([60., 75., 62.]))
+    lay(tint, img, art, ARTERY, c.vessel)
+    lay(tint, img, vein * (1. - .5 * art), VEIN, c.vessel)
+    if shine.any(): img *= 1. + rgb(.06, .2, .2) * shine
+    lay(tint, img, new, VEIN, .6 + .5 * c.vessel)
+    return img
 
 def add_lesions(img, s, paint):
     "Pale deposits, then blood."
     base = s.camera.base
     for k, mul, add in ((5, 1.12, (40., 62., 24.)), (2, 1.05, (45., 82., 62.)), (1, 1.14, (50., 88., 26.))):
-        img = glow(img, paint[k, 0], np.minimum(base * mul + np.array(add), 252.))
-    return tint(img, np.maximum(paint[3, 0], paint[4, 0]), BLOOD, s.camera.blood)
+        lay(glow, img, paint[k], np.minimum(base * mul + np.array(add), 252.))
+    lay(tint, img, np.maximum(paint[3], paint[4]), BLOOD, s.camera.blood)
+    return img
 
 # %% ../nbs/00_fundus.ipynb #bde2d596
 def blur(img, sigma):
@@ -652,10 +678,11 @@ def blur(img, sigma):
     left = 2. * sigma * sigma
     while left > .02:
         w = min(left, 1.) / 4.
-        for ax in (1, 2):
-            p = np.concatenate([img.take([0], ax), img, img.take([-1], ax)], ax)
-            lo, hi = (p[:, :-2], p[:, 2:]) if ax == 1 else (p[:, :, :-2], p[:, :, 2:])
-            img = img * (1. - 2. * w) + (lo + hi) * w
+        for _ in 'yx':
+            beside = np.empty_like(img)
+            beside[:, 1:-1] = img[:, :-2] + img[:, 2:]
+            beside[:, 0], beside[:, -1] = img[:, 0] + img[:, 1], img[:, -2] + img[:, -1]
+            img = (img * (1. - 2. * w) + beside * w).transpose(0, 2, 1)
         left -= 1.
     return img
 
@@ -668,11 +695,11 @@ def glare_cover(s, x, y):
 def light(img, s, x, y, paint):
     "Fall-off, haze, dust, lashes and glare."
     c, r2 = s.camera, x * x + y * y
-    img = img * ((1. + c.tilt[0] * x + c.tilt[1] * y) * (1. - c.vignette * r2 * r2))
+    img *= (1. + c.tilt[0] * x + c.tilt[1] * y) * (1. - c.vignette * r2 * r2)
     aside = clamp(.5 + 3. * (c.tilt[0] * x + c.tilt[1] * y))
-    img = glow(img, c.haze * clamp(r2 * 1.5 - .75) * aside, c.base * .8 + np.array([40., 68., 56.]))
-    img = tint(img, paint[6, 1], (.40, .56, .46))
-    img = glow(img, paint[6, 0] * .5, np.minimum(c.base * 1.05 + np.array([50., 80., 45.]), 254.))
+    if c.haze: lay(glow, img, c.haze * clamp(r2 * 1.5 - .75) * aside, c.base * .8 + np.array([40., 68., 56.]))
+    lay(tint, img, paint[0], (.40, .56, .46))
+    lay(glow, img, paint[6] * .5, np.minimum(c.base * 1.05 + np.array([50., 80., 45.]), 254.))
     if not s.glare: return img
     return glow(img, clamp(glare_cover(s, x, y) * 4. + .5) * (.7 * s.glare[3]), c.base * .95 + np.array([48., 78., 58.]))
 
