@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LARGEST_ODDS', 'SCORE_NAMES', 'confusions', 'confusion', 'overlaps', 'iou_of', 'dice_of', 'iou', 'mean_iou',
            'sensitivity', 'specificity', 'accuracy', 'majority', 'quadratic_kappa', 'binary_counts', 'in_top',
-           'score_counts', 'roc', 'area_under_roc', 'best_threshold', 'average_precision', 'pixel_scores',
+           'score_counts', 'roc', 'area_under_roc', 'best_threshold', 'average_precision', 'log_odds', 'pixel_scores',
            'calibration_error', 'bootstrap', 'interval', 't_quantile', 'paired_interval', 'Evaluation', 'evaluate',
            'Prediction', 'predict', 'load_model', 'model_facts', 'Placement', 'square_placement', 'to_photograph',
            'photograph_mask', 'activation_maps', 'tile_starts', 'tile_window', 'blend_tiles', 'PhotoPrediction',
@@ -178,19 +178,26 @@ def average_precision(
     return _plain((positive*precision).sum(-1) / positive.sum(-1))
 
 # %% ../nbs/15_evaluate.ipynb #e6ffc081
-LARGEST_ODDS = 16
+LARGEST_ODDS = 32
+
+def log_odds(
+    logits,  # (b, n, ...)
+):  # the same shape, float32
+    "log p/(1 - p) of every class, precise where p is nearly 1 too."
+    z = logits.float()
+    log_p, top = z.log_softmax(1), z.argmax(1, keepdim=True)
+    rest = z.scatter(1, top, float('-inf')).logsumexp(1, keepdim=True)
+    return (log_p - torch.log(-torch.expm1(log_p))).scatter(1, top, z.gather(1, top) - rest)
 
 def pixel_scores(
-    logits,     # (b, n, h, w)
-    true,       # (b, h, w), outside 0 to n - 1: not counted
-    bins=16384, # how many, over log-odds from 16 down to -16
+    logits,      # (b, n, h, w)
+    true,        # (b, h, w), outside 0 to n - 1: not counted
+    bins=16384,  # how many, over log-odds from 32 down to -32
 ):  # (n, bins, 2) long: of each class and score, highest first, pixels that are not the class and that are
     "Count pixels by their scores."
-    log_p, known, out = logits.float().log_softmax(1), (true >= 0) & (true < logits.shape[1]), []
+    odds, known, out = log_odds(logits), (true >= 0) & (true < logits.shape[1]), []
     for k in range(logits.shape[1]):
-        lp = log_p[:, k][known]
-        odds = lp - torch.log(-torch.expm1(lp))
-        at = ((LARGEST_ODDS - odds)*(bins/2/LARGEST_ODDS)).clamp(0, bins - 1).long()
+        at = ((LARGEST_ODDS - odds[:, k][known])*(bins/2/LARGEST_ODDS)).clamp(0, bins - 1).long()
         out.append(torch.bincount(at*2 + (true[known] == k), minlength=2*bins).reshape(bins, 2))
     return torch.stack(out)
 
