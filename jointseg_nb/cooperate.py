@@ -46,7 +46,7 @@ def polynomial(
     return factor * (step + 1)/warmup if step < warmup else factor
 
 # %% ../nbs/14_cooperate.ipynb #19e5bb01
-LIVE = ('lr', 'lr_ratio', 'weight_decay', 'clip', 'label_noise', 'label_smoothing', 'focal_gamma', 'augment', 'agents', 'seg_every', 'meter_every', 'switches')
+LIVE = ('lr', 'lr_ratio', 'ratio_on', 'weight_decay', 'clip', 'label_noise', 'noise_kind', 'label_smoothing', 'focal_gamma', 'augment', 'agents', 'seg_every', 'meter_every', 'switches')
 AGENTS = dict(both=('clf', 'seg'), classifier=('clf',), segmenter=('seg',))
 
 class Knobs:
@@ -132,7 +132,7 @@ class Cooperation:
         self.streams = {k: s for k, s in (('clf', clf_stream), ('seg', seg_stream)) if s is not None}
         self.able = tuple(self.streams)
         self.knobs, self.step_done, self.log = Knobs(self.able, tuple(self.model.switches.shape)), 0, []
-        self.values = {k: getattr(recipe, k) for k in LIVE if k != 'switches'}
+        self.values = {k: getattr(recipe, k) for k in LIVE if k != 'switches'} | (dict(noise_kind=noise.kind) if noise else {})
         self.averaged = copy.deepcopy(self.model).requires_grad_(False) if recipe.average else None
         self.make_optimisers()
 
@@ -151,8 +151,8 @@ def make_optimisers(self: Cooperation):
 @patch
 def next_batch(self: Cooperation, agent):
     "The next photographs of an agent and their targets, on the device."
-    b = next(self.streams[agent])
-    y = b.y if agent == 'seg' or self.noise is None else self.noise.labels_at(self.values['label_noise'])[b.index]
+    b, v = next(self.streams[agent]), self.values
+    y = b.y if agent == 'seg' or self.noise is None else self.noise.labels_at(v['label_noise'], v['noise_kind'])[b.index]
     return self.engine.place(b.x), y.to(self.engine.device)
 
 @patch
@@ -185,6 +185,7 @@ def gradients(self: Cooperation, agent, meter=False):
     self.model.zero_grad(set_to_none=True)
     x, y = self.next_batch(agent)
     loss, v = self.backward(agent, x, y).item(), self.values
+    if agent == 'seg' and math.isnan(loss) and not (y != 255).any(): loss = self._learn_nothing(agent)
     if not math.isfinite(loss): raise FloatingPointError(f"the {agent} loss is {loss} at step {self.step_done + 1}: lower lr (now {v['lr']}) or lr_ratio (now {v['lr_ratio']}), or clip the gradients (clip, now {v['clip']})")
     wanted = [p.grad.clone() for p in self.shared] if meter else None
     if v['clip']: torch.nn.utils.clip_grad_norm_(self.moved[agent], v['clip'])
@@ -192,13 +193,20 @@ def gradients(self: Cooperation, agent, meter=False):
     if v['weight_decay']: torch._foreach_add_([p.grad for p in decayed], decayed, alpha=v['weight_decay'])
     return loss, len(x), wanted
 
+# %% ../nbs/14_cooperate.ipynb #ab6b8f07
+@patch
+def _learn_nothing(self: Cooperation, agent):
+    "No pixel of the batch is known: a gradient of zeros, and the loss that goes with it."
+    for p in self.moved[agent]: p.grad = torch.zeros_like(p)
+    return 0.
+
 # %% ../nbs/14_cooperate.ipynb #cace4a12
 @patch
 def rates_now(self: Cooperation):
     "The four rates at this step."
-    r = self.recipe
+    r, v = self.recipe, self.values
     factor = polynomial(self.step_done, r.steps, r.power, r.warmup, r.lr_min)
-    return {k: v*factor for k, v in rates(self.values['lr'], self.values['lr_ratio'], r.ratio_on).items()}
+    return {k: rate*factor for k, rate in rates(v['lr'], v['lr_ratio'], v['ratio_on']).items()}
 
 @patch
 def update(self: Cooperation, agent, now):

@@ -58,10 +58,17 @@ class PartialRandomLabels:
     ):
         labels = torch.as_tensor(labels).long().cpu()
         _check_labels(labels, n_labels, kind)
-        self.labels, self.n_labels, self.kind = labels, n_labels, kind
+        self.labels, self.n_labels, self.kind, self._random = labels, n_labels, kind, {}
         generator = torch.Generator().manual_seed(seed)
-        self.u, v = torch.rand(len(labels), 2, generator=generator, dtype=torch.float64).unbind(1)
-        self.wrong = random_labels(labels, n_labels, kind, v)
+        self.u, self.v = torch.rand(len(labels), 2, generator=generator, dtype=torch.float64).unbind(1)
+
+    def random(self,
+        kind=None, # one of NOISES; None: the kind it was made with
+    ): # (N,) int64
+        "The random label of every image under a kind of noise."
+        kind = kind or self.kind
+        if kind not in self._random: self._random[kind] = random_labels(self.labels, self.n_labels, kind, self.v)
+        return self._random[kind]
 
     def corrupted(self,
         fraction, # share of the images whose label is random, 0 to 1
@@ -72,15 +79,17 @@ class PartialRandomLabels:
 
     def labels_at(self,
         fraction, # share of the images whose label is random, 0 to 1
+        kind=None, # one of NOISES; None: the kind it was made with
     ): # (N,) int64
         "What the classifier is taught at this fraction."
-        return torch.where(self.corrupted(fraction), self.wrong, self.labels)
+        return torch.where(self.corrupted(fraction), self.random(kind), self.labels)
 
     def changed(self,
         fraction, # share of the images whose label is random, 0 to 1
+        kind=None, # one of NOISES; None: the kind it was made with
     ): # (N,) bool
         "Which labels are really another one than the truth: a random label may hit it by chance."
-        return self.labels_at(fraction) != self.labels
+        return self.labels_at(fraction, kind) != self.labels
 
 # %% ../nbs/09_noise.ipynb #a0e2d48c
 def _check_labels(labels, n_labels, kind):

@@ -49,7 +49,7 @@ def losses(reports): return [(r.clf_loss, r.seg_loss, r.cosine, r.rates) for r i
 def through_json(state): return {k: through_json(v) if isinstance(v, dict) else v if torch.is_tensor(v) else json.loads(json.dumps(v)) for k, v in state.items()}
 
 
-KNOBS = dict(lr=st.floats(0, 0.5), lr_ratio=st.floats(0.01, 100), weight_decay=st.floats(0, 0.01), clip=st.floats(0, 5), label_noise=st.floats(0, 1),
+KNOBS = dict(lr=st.floats(0, 0.5), lr_ratio=st.floats(0.01, 100), ratio_on=st.sampled_from(CHOICES['ratio_on']), noise_kind=st.sampled_from(CHOICES['noise_kind']), weight_decay=st.floats(0, 0.01), clip=st.floats(0, 5), label_noise=st.floats(0, 1),
              label_smoothing=st.floats(0, 0.9), focal_gamma=st.floats(0, 5), augment=st.floats(0, 1), agents=st.sampled_from(['both', 'classifier', 'segmenter']),
              seg_every=st.integers(1, 4), meter_every=st.integers(0, 3), switches=st.lists(st.booleans(), min_size=2, max_size=2).map(lambda row: [row]))
 moves = st.lists(st.tuples(st.integers(0, 5), st.sampled_from(sorted(KNOBS)).flatmap(lambda name: st.tuples(st.just(name), KNOBS[name]))), max_size=8)
@@ -86,6 +86,7 @@ def test_a_run_replays_and_resumes_to_the_last_bit(moves, changes, cut):
 @pytest.mark.parametrize('name, value, holds', [
     ('lr', 0.4, lambda t, r: r.rates['seg_S'] == 0.4*polynomial(3, 40, 0.9)),
     ('lr_ratio', 5., lambda t, r: r.rates['clf_M'] == pytest.approx(5*r.rates['seg_M'])),
+    ('ratio_on', 'agent', lambda t, r: r.rates['clf_C'] == pytest.approx(t.values['lr_ratio']*r.rates['seg_S'])),
     ('agents', 'segmenter', lambda t, r: r.clf_loss is None and r.seg_loss is not None),
     ('seg_every', 2, lambda t, r: r.seg_loss is None),
     ('meter_every', 0, lambda t, r: r.cosine is None and r.cosines is None),
@@ -100,13 +101,47 @@ def test_a_knob_holds_in_the_very_next_step_and_is_logged(name, value, holds):
     assert [c[:2] for c in report.changes] == [(3, name)] and t.log[-1][3] == value
 
 
-@pytest.mark.parametrize('name, value', [('weight_decay', 0.5), ('clip', 0.01), ('label_noise', 1.), ('label_smoothing', 0.5), ('focal_gamma', 0.)])
+@pytest.mark.parametrize('name, value', [('weight_decay', 0.5), ('clip', 0.01), ('label_noise', 1.), ('noise_kind', 'wrong'), ('label_smoothing', 0.5), ('focal_gamma', 0.)])
 def test_a_knob_changes_the_very_next_step(name, value):
-    changes = dict(seg_loss='focal') if name == 'focal_gamma' else {}
+    changes = dict(focal_gamma=dict(seg_loss='focal'), noise_kind=dict(label_noise=1.)).get(name, {})
     one, other = trainer(**changes), trainer(**changes)
     other.knobs.set(**{name: value})
     one.step(); other.step()
     assert not torch.equal(weights(one.model), weights(other.model))
+
+
+def test_the_kind_of_noise_is_live_and_keeps_its_draws():
+    "A trainer whose kind was moved sees the labels of one that was made with that kind; moved back, its own again."
+    def batches(start, moves):
+        t, seen, got = trainer(label_noise=0.8, noise_kind=start), [], None
+        t.noise = PartialRandomLabels(EYES.labels, EYES.n_labels, seed=0, kind=start)
+        t.values['noise_kind'] = start
+        own = t.next_batch
+        def noted(agent):
+            x, y = own(agent)
+            if agent == 'clf': seen.append(y.tolist())
+            return x, y
+        t.next_batch = noted
+        for k in range(6):
+            if k in moves: t.knobs.set(noise_kind=moves[k])
+            t.step()
+        return seen
+    plain, other = batches('uniform', {}), batches('wrong', {})
+    moved = batches('uniform', {2: 'wrong', 4: 'uniform'})
+    assert moved == plain[:2] + other[2:4] + plain[4:] and plain != other
+
+
+@pytest.mark.parametrize('update', CHOICES['update'])
+def test_masks_without_a_known_pixel_teach_nothing_and_stop_nothing(update):
+    t, u = trainer(update=update, weight_decay=0., agents='segmenter', momentum=0.), trainer(update=update)
+    own = t.next_batch
+    t.next_batch = u.next_batch = lambda agent: (lambda x, y: (x, torch.full_like(y, 255) if agent == 'seg' else y))(*own(agent))
+    before = weights(t.model).clone()
+    report = t.step()
+    assert report.seg_loss == 0 and torch.equal(weights(t.model), before)
+    own = u.__class__.next_batch.__get__(u)
+    report = u.step()
+    assert report.seg_loss == 0 and report.cosine == 0 and report.clf_loss > 0 and torch.isfinite(flat(u.model)).all()
 
 
 @pytest.mark.parametrize('norm, momentum', [('batch', 0.9), ('agent', 0.9), ('group', 0.)])
