@@ -11,6 +11,7 @@ __all__ = ['Batch', 'Sample', 'Rows', 'Source', 'take_rows', 'near', 'embedded',
 import math
 from collections import Counter, namedtuple
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -325,25 +326,28 @@ def embedded(
     workers=None, # processes that draw; None: this one alone
     progress=False, # show a progress bar
     label='grade', # what the labels are: 'grade' (5 classes), 'has_dr' (2), or 'auto', which is the grade
+    keep=False, # keep them on the disk and find them there the next time, see `kept_eyes`
 ): # Source
     "Eyes of the embedded world as a Source: every one with masks and a grade, every one its own patient."
     if label not in ('auto', *LABELS): raise ValueError(f"label={label!r}: of an embedded eye only {' and '.join(LABELS)} are known")
-    images, masks, labels = _draw(n, seed, size, workers, progress)
+    if n < 1: raise ValueError(f"n={n}: ask for at least one eye")
+    draw = partial(_draw, workers=workers, progress=progress)
+    if keep: from jointseg_nb.cache import kept_eyes
+    images, masks, labels = kept_eyes(n, seed, size, draw) if keep else draw(n, seed, size)
     labels = torch.as_tensor(labels)
     if label == 'has_dr': labels = (labels > 0).long()
     return Source(torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(masks), labels=labels, label_names=LABELS.get(label, GRADES),
                   names=[f'eye {i}' for i in range(n)], title=f'embedded eyes, seed {seed}')
 
 # %% ../nbs/04_data.ipynb #c8872d7f
-def _draw(n, seed, size, workers, progress, step=50):
+def _draw(n, seed, size, start=0, workers=None, progress=False):
     "Arrays of `fundus.eyes`, in pieces when a progress bar shall move."
-    if n < 1: raise ValueError(f"n={n}: ask for at least one eye")
-    if not progress: return eyes(n, seed=seed, size=size, workers=workers)
+    if not progress: return eyes(n, seed=seed, size=size, start=start, workers=workers)
     from tqdm.auto import tqdm
-    parts = []
+    parts, step = [], 250 if workers and workers > 1 else 50
     with tqdm(total=n, desc='drawing eyes') as bar:
-        for start in range(0, n, step):
-            parts.append(eyes(min(step, n - start), seed=seed, size=size, start=start, workers=workers))
+        for done in range(0, n, step):
+            parts.append(eyes(min(step, n - done), seed=seed, size=size, start=start + done, workers=workers))
             bar.update(len(parts[-1][0]))
     return tuple(np.concatenate(arrays) for arrays in zip(*parts))
 
