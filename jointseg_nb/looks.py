@@ -256,11 +256,11 @@ def noise_study(
     noise = trainer.noise
     if noise is None or 'clf' not in trainer.able: return None
     train = torch.as_tensor(trainer.streams['clf'].indices if train is None else train).cpu()
-    train, fraction, names = train[noise.labels[train] >= 0], trainer.values['label_noise'], tuple(source.label_names)
-    given, kept = noise.labels_at(fraction), survives(fraction, noise.n_labels, noise.kind, label_prior(noise.labels[train], noise.n_labels))
+    train, fraction, kind = train[noise.labels[train] >= 0], trainer.values['label_noise'], trainer.values['noise_kind']
+    given, kept = noise.labels_at(fraction, kind), survives(fraction, noise.n_labels, kind, label_prior(noise.labels, noise.n_labels))
     counts = dict(n=len(train), n_wrong=int((given != noise.labels)[train].sum()), survives=tuple(kept.tolist()))
     sample = _said(trainer, source, _sample(noise, train, n), given, side)
-    return NoiseStudy(trainer.step_done, fraction, noise.kind, label_names=names, **counts, **sample)
+    return NoiseStudy(trainer.step_done, fraction, kind, label_names=tuple(source.label_names), **counts, **sample)
 
 # %% ../nbs/20_looks.ipynb #1f693527
 def _said(trainer, source, few, given, side):
