@@ -3,7 +3,7 @@
 
 import { bytesOf, followTheme, inflate, listen, make, painted, watchSeen } from './wire.js';
 import { Film } from './film.js';
-import { colours, drawErrors, drawMap, drawPhotograph, ERRORS, hatching, labelTable, outlines, probabilityTable, Sheet } from './layers.js';
+import { colours, drawErrors, drawHatched, drawMap, drawPhotograph, ERRORS, hatchTable, labelTable, outlines, probabilityTable, Sheet } from './layers.js';
 
 // bottom to top; what each is at first
 const LAYERS = {
@@ -13,7 +13,7 @@ const LAYERS = {
   disagreement: { on: false, opacity: 0.85 },
   truth: { on: true, opacity: 1 },
 };
-const OPTIONS = { layers: LAYERS, hidden: [], probabilityOf: 1, palette: 'given', patterns: false, truthAs: 'outline', arrangement: 'together', speed: 10 };
+const OPTIONS = { layers: LAYERS, hidden: [], probabilityOf: 1, palette: 'given', patterns: false, truthAs: 'outline', arrangement: 'together', large: false, speed: 10 };
 const VIEW = { zoom: 1, x: 0.5, y: 0.5 };
 const TABLE = probabilityTable();
 
@@ -42,7 +42,7 @@ class Eyes {
       Object.assign(this, { begun: begin, photographs, truth });
     }
     if (gone) this.film.drop(gone);
-    for (const f of frames ?? []) this.film.add({ ...f, packed: packed(f.masks) });
+    for (const f of frames ?? []) this.film.add({ step: f.step, grades: f.grades, packed: packed(f.masks) });
     if (look) {
       const known = this.film.frames[this.film.at(look.step)];
       const frame = look.masks ? { ...look, packed: packed(look.masks) } : { ...known, ...look };
@@ -60,7 +60,8 @@ class Tile {
   constructor(eyes, index) {
     const { width, height } = eyes.begun;
     Object.assign(this, { eyes, index, start: index * width * height, panes: [] });
-    this.sheets = Object.fromEntries(['photograph', 'truth', 'prediction', 'disagreement', 'probability', 'one'].map(k => [k, new Sheet(width, height)]));
+    this.unknown = eyes.truth.subarray(this.start, this.start + width * height).every(c => c === 255);
+    this.sheets = Object.fromEntries(['photograph', 'truth', 'prediction', 'disagreement', 'probability'].map(k => [k, new Sheet(width, height)]));
     this.sheets.photograph.show('', pixels => drawPhotograph(pixels, eyes.photographs, 3 * this.start));
     this.words = make('figcaption');
     this.box = make('figure', {}, this.words);
@@ -101,10 +102,21 @@ class Tile {
       context.imageSmoothingQuality = 'high';
       const image = this.layer(name, shot, how, canvas, place);
       if (!image) continue;
-      if (image.width === canvas.width && image.screen) context.drawImage(image, 0, 0);
+      if (image.screen) context.drawImage(image, 0, 0);
       else context.drawImage(image, ...place);
     }
     context.globalAlpha = 1;
+    if (how.title) this.label(context, how.title);
+  }
+
+  /** A word in the corner of a pane. */
+  label(context, word) {
+    const ratio = window.devicePixelRatio || 1;
+    context.font = `${11 * ratio}px system-ui, sans-serif`;
+    context.fillStyle = 'rgba(0, 0, 0, 0.55)';
+    context.fillRect(0, 0, context.measureText(word).width + 10 * ratio, 17 * ratio);
+    context.fillStyle = '#fff';
+    context.fillText(word, 5 * ratio, 12.5 * ratio);
   }
 
   /** One layer as something to draw: a map of the eye's size, or a canvas of the pane's. */
@@ -160,22 +172,11 @@ class Tile {
 
   /** A map whose classes are hatched, each in its own way. */
   hatched(name, map, version, how, canvas, place) {
-    const size = 6 * Math.round(window.devicePixelRatio || 1), one = this.sheets.one;
+    const fine = Math.max(1, Math.round(window.devicePixelRatio || 1));
     return this.screen(name, `${how.key} ${version} ${place}`, canvas, context => {
-      const scratch = Object.assign(document.createElement('canvas'), { width: canvas.width, height: canvas.height }), s = scratch.getContext('2d');
-      how.colours.forEach((colour, c) => {
-        if (c === 0 || how.hidden.has(c)) return;
-        const table = new Uint32Array(256);
-        table[c] = 0xffffffff;
-        one.show(null, pixels => drawMap(pixels, map, this.start, table));
-        s.globalCompositeOperation = 'copy';
-        s.imageSmoothingEnabled = false;
-        s.drawImage(one.canvas, ...place);
-        s.globalCompositeOperation = 'source-in';
-        s.fillStyle = hatching(s, c, colour, size);
-        s.fillRect(0, 0, scratch.width, scratch.height);
-        context.drawImage(scratch, 0, 0);
-      });
+      const image = context.createImageData(canvas.width, canvas.height);
+      drawHatched(new Uint32Array(image.data.buffer), canvas.width, map, this.start, this.eyes.begun.width, place, how.hatches, fine);
+      context.putImageData(image, 0, 0);
     });
   }
 }
@@ -256,7 +257,6 @@ class EyesView {
     const button = (cls, label, ...inside) => make('button', { type: 'button', class: `jointseg-${cls}`, title: label, 'aria-label': label }, ...inside);
     this.grid = make('div', { class: 'jointseg-grid-of-eyes', tabindex: 0, role: 'group', 'aria-label': 'eyes',
       'aria-description': 'plus and minus zoom, arrow keys move, 0 shows the whole eye; all eyes move together' });
-    this.zooms = make('div', { class: 'jointseg-zooms' }, button('zoom-out', 'zoom out (−)', icon('minus')), button('zoom-in', 'zoom in (+)', icon('plus')), button('zoom-reset', 'the whole eye (0)', icon('fit')));
     this.play = button('play', 'play', icon('play'));
     this.time = make('input', { type: 'range', class: 'jointseg-timeline', min: 0, max: 0, value: 0, step: 1, 'aria-label': 'time line: frame of the film' });
     this.frame = make('output', { class: 'jointseg-frame' }, 'no masks yet');
@@ -269,7 +269,7 @@ class EyesView {
     this.said = make('div', { class: 'jointseg-hidden', 'aria-live': 'polite' });
     this.note = make('div', { class: 'jointseg-note', role: 'status' });
     this.root = make('div', { class: 'jointseg-canvas', 'data-lm-suppress-shortcuts': 'true' },
-      make('div', { class: 'jointseg-stage' }, this.grid, this.zooms), line, this.layerRow, this.classRow, this.buildMore(button), this.note, this.said);
+      this.grid, line, this.layerRow, this.classRow, this.buildMore(button), this.note, this.said);
     this.el.append(this.root);
     this.wire();
     this.showOptions();
@@ -287,7 +287,7 @@ class EyesView {
     return make('div', { class: 'jointseg-layer', 'data-layer': name }, make('div', {}, ...words), range);
   }
 
-  buildMore() {
+  buildMore(button) {
     const choice = (cls, label, of, name) => make('label', {}, label, make('select', { class: `jointseg-${cls}`, onchange: e => this.set({ [name]: e.target.value }) },
       ...Object.entries(of).map(([value, words]) => make('option', { value }, words))));
     this.choices = {
@@ -296,8 +296,10 @@ class EyesView {
       palette: choice('palette', 'colours', { given: 'of the data set', safe: 'colour-blind safe' }, 'palette'),
     };
     this.patterns = make('input', { type: 'checkbox', class: 'jointseg-patterns', onchange: e => this.set({ patterns: e.target.checked }) });
-    const save = (kind, words, title) => make('button', { type: 'button', class: `jointseg-export-${kind}`, title, onclick: () => this.ask(kind) }, words);
-    return make('div', { class: 'jointseg-row jointseg-more' }, ...Object.values(this.choices), make('label', {}, this.patterns, 'patterns'),
+    const zooms = [button('zoom-out', 'zoom out (−)', icon('minus')), button('zoom-in', 'zoom in (+)', icon('plus')), button('zoom-reset', 'the whole eye (0)', icon('fit'))];
+    this.large = make('button', { type: 'button', class: 'jointseg-large', title: 'give the eyes more of the page', onclick: () => this.set({ large: !this.options.large }) }, 'larger');
+    const save = (kind, words, title) => make('button', { type: 'button', class: `jointseg-export-${kind}`, title, hidden: !!this.model.get('alone'), onclick: () => this.ask(kind) }, words);
+    return make('div', { class: 'jointseg-row jointseg-more' }, ...zooms, this.large, ...Object.values(this.choices), make('label', {}, this.patterns, 'patterns'),
       make('span', { class: 'jointseg-push' }), save('gif', 'GIF', 'save the film as an animated GIF'), save('html', 'HTML', 'save the film as a page that needs nothing else'));
   }
 
@@ -313,6 +315,7 @@ class EyesView {
     for (const [name, label] of Object.entries(this.choices)) label.querySelector('select').value = o[name];
     this.ofClass.value = o.probabilityOf;
     this.patterns.checked = o.patterns;
+    this.large.setAttribute('aria-pressed', String(o.large));
     this.speed.value = Math.round(o.speed);
     this.speedWords.textContent = `${Math.round(o.speed)} a second`;
     this.showClasses();
@@ -322,11 +325,13 @@ class EyesView {
 
   begin() {
     const b = this.eyes.begun;
+    if (b?.run !== this.run && this.run) this.goTo(-1); // another run: follow it
+    this.run = b?.run;
     this.tiles = b ? Array.from({ length: b.n }, (_, i) => new Tile(this.eyes, i)) : [];
     this.grid.replaceChildren(...(b ? this.tiles.map(t => t.box) : [make('div', { class: 'jointseg-waiting' }, 'waiting for photographs')]));
     this.ofClass.replaceChildren(...(b?.classes ?? []).map((name, value) => make('option', { value }, name)));
     this.classButtons = (b?.classes ?? []).slice(1).map((name, i) => make('button',
-      { type: 'button', class: `jointseg-class-${i + 1}`, title: `show or hide ${name}`, onclick: () => this.toggleClass(i + 1) }, make('canvas', { width: 14, height: 14, 'aria-hidden': 'true' }), name));
+      { type: 'button', class: `jointseg-class-${i + 1}`, title: `show or hide ${name}`, onclick: () => this.toggleClass(i + 1) }, make('canvas', { width: 12, height: 12, 'aria-hidden': 'true' }), name));
     this.errorWords = make('span', { class: 'jointseg-errors' }, ...Object.entries(ERRORS).map(([name, c]) => make('span', {}, make('i', { style: `background:rgb(${c})` }), name)));
     this.classRow.replaceChildren(...this.classButtons, this.errorWords);
     this.showOptions();
@@ -342,14 +347,14 @@ class EyesView {
   showClasses() {
     const b = this.eyes.begun, o = this.options;
     if (!b || !this.classButtons) return;
-    colours(b.colours, o.palette).forEach((colour, c) => {
+    const table = colours(b.colours, o.palette), none = new Set(), plain = labelTable(table, none), hatches = hatchTable(table, none);
+    table.forEach((_, c) => {
       const button = this.classButtons[c - 1];
       if (!button) return;
       button.setAttribute('aria-pressed', String(!o.hidden.includes(c)));
-      const context = button.firstChild.getContext('2d');
-      context.clearRect(0, 0, 14, 14);
-      context.fillStyle = o.patterns ? hatching(context, c, colour, 7) : `rgb(${colour})`;
-      context.fillRect(0, 0, 14, 14);
+      const context = button.firstChild.getContext('2d'), image = context.createImageData(12, 12), pixels = new Uint32Array(image.data.buffer);
+      pixels.forEach((_, i) => { pixels[i] = o.patterns ? hatches[c * 64 + (i / 12 & 7) * 8 + (i % 12 & 7)] : plain[c]; });
+      context.putImageData(image, 0, 0);
     });
     this.errorWords.hidden = !o.layers.disagreement.on;
   }
@@ -362,17 +367,20 @@ class EyesView {
     return [base, ...['truth', 'prediction', 'disagreement', 'probability'].filter(n => on.includes(n)).map(n => [...base, n])].filter(p => p.length);
   }
 
-  /** The largest tiles with which all eyes fit in the width, and in four fifths of the window's height. */
+  /** The largest tiles with which all eyes fit in the width and in half of the window's height: charts below are to be seen too. */
   layout() {
-    const b = this.eyes.begun, width = this.grid.clientWidth;
+    const b = this.eyes.begun, width = this.grid.clientWidth, panes = this.panes().length, { large } = this.options;
     if (!b || !width) return;
-    const panes = this.panes().length, gap = 6, words = 40, most = clamp(0.8 * window.innerHeight, 320, 760);
+    const tall = window.parent === window ? window.innerHeight : 0.8 * screen.availHeight; // a frame may be as high as what is in it
+    const gap = 6, words = 24, least = panes > 1 ? 96 : large ? 320 : 200, most = tall * (large ? 0.95 : panes > 1 ? 0.6 : 0.45);
     let best = 0, columns = 1;
     for (let c = 1; c <= b.n; c++) {
-      const rows = Math.ceil(b.n / c), byWidth = (width - (c - 1) * gap) / c, byHeight = ((most / rows) - words) / panes * b.width / b.height;
-      const side = Math.floor(Math.min(byWidth, Math.max(byHeight, 90)));
+      const byWidth = (width - (c - 1) * gap) / c, byHeight = (most / Math.ceil(b.n / c) - words) / panes * b.width / b.height;
+      const side = Math.floor(Math.min(byWidth, Math.max(byHeight, least)));
       if (side > best + 0.5) [best, columns] = [side, c];
     }
+    this.columns = columns;
+    this.grid.classList.toggle('jointseg-narrow', best < 175);
     this.grid.style.gridTemplateColumns = `repeat(${columns}, ${best}px)`;
     for (const t of this.tiles) t.arrange(this.panes().map(p => p[p.length - 1] ?? 'nothing'), best);
   }
@@ -386,7 +394,7 @@ class EyesView {
       return box ? { x: (e.clientX - box.left) / box.width, y: (e.clientY - box.top) / box.height, box } : { x: 0.5, y: 0.5, box: grid.getBoundingClientRect() };
     };
     grid.addEventListener('wheel', e => {
-      if (!e.ctrlKey && !e.metaKey && !grid.contains(document.activeElement)) return; // the page scrolls, until an eye was clicked
+      if (!e.ctrlKey && !e.metaKey && !grid.contains(document.activeElement)) return; // the page scrolls, until an eye is clicked
       e.preventDefault();
       this.zoomBy(Math.exp(-e.deltaY * (e.deltaMode ? 0.05 : 0.0016)), inEye(e));
     }, { passive: false });
@@ -465,7 +473,7 @@ class EyesView {
     this.goToFrame(at);
     const tick = now => {
       if (!this.playing) return;
-      at += (now - last) / 1000 * this.options.speed;
+      at += Math.max(0, now - last) / 1000 * this.options.speed; // the screen's clock may start a little before ours
       last = now;
       if (at >= film.length - 1) { this.pause(); this.goToFrame(film.length - 1); return; }
       if (film.frames[Math.floor(at)].step !== this.step) this.goToFrame(Math.floor(at));
@@ -490,10 +498,15 @@ class EyesView {
 
   draw() {
     const began = performance.now(), { eyes } = this, shot = this.ready();
-    if (eyes.begun && shot !== undefined) {
+    if (shot === undefined) return; // drawn as soon as it is unpacked
+    if (eyes.begun) {
       const o = this.options, table = colours(eyes.begun.colours, o.palette), hidden = new Set(o.hidden);
-      const how = { ...o, view: this.view, colours: table, hidden, table: labelTable(table, hidden), key: `${o.palette} ${[...hidden]} ${o.patterns}` };
-      this.panes().forEach((names, i) => { for (const t of this.tiles) t.draw(i, names, shot, how); });
+      const how = { ...o, view: this.view, colours: table, hidden, table: labelTable(table, hidden), hatches: o.patterns ? hatchTable(table, hidden) : null, key: `${o.palette} ${[...hidden]} ${o.patterns}` };
+      const panes = this.panes();
+      panes.forEach((names, i) => {
+        const title = panes.length > 1 ? names[names.length - 1] : '';
+        this.tiles.forEach((t, k) => t.draw(i, names, shot, { ...how, title: k % this.columns ? '' : title }));
+      });
       this.describe(shot);
     }
     const ms = performance.now() - began;
@@ -507,9 +520,10 @@ class EyesView {
     const frame = this.now();
     if (!frame) return null;
     if (frame === this.eyes.look || frame.masks?.length) return frame;
-    const masks = this.eyes.film.masks(frame);
-    if (masks) return { ...frame, masks: masks, probabilities: this.eyes.look?.step === frame.step ? this.eyes.look.probabilities : {} };
-    this.eyes.film.unpack(frame).then(() => this.later());
+    const { film } = this.eyes, masks = film.masks(frame), next = film.frames[film.at(frame.step) + 1];
+    if (next && !film.masks(next)) film.unpack(next);
+    if (masks) return { ...frame, masks, probabilities: this.eyes.look?.step === frame.step ? this.eyes.look.probabilities : {} };
+    film.unpack(frame).then(() => this.later());
     return undefined;
   }
 
@@ -540,7 +554,7 @@ class EyesView {
     tile.words.dataset.key = key;
     const mark = truth == null || said == null || said === '–' ? '' : truth === said ? '✓' : '✗';
     const right = make('b', { class: mark === '✓' ? 'jointseg-right' : mark ? 'jointseg-wrong' : '' }, said == null ? '' : `${mark} ${said}`.trim());
-    tile.words.replaceChildren(make('span', {}, truth ?? 'grade unknown'), right, ...(sure == null ? [] : [make('small', {}, percent(sure))]));
+    tile.words.replaceChildren(make('span', {}, truth ?? 'grade unknown'), right, ...(tile.unknown ? [make('small', {}, 'no true mask')] : []), ...(sure == null ? [] : [make('small', {}, percent(sure))]));
   }
 
   /** A sentence for those who listen, at most every `wait` ms; and one on each eye. */

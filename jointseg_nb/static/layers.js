@@ -105,24 +105,37 @@ export function outlines(map, start, width, height) {
   return paths;
 }
 
-/** A hatching for class number `c` in its colour, on squares of `size` screen pixels: so that classes differ without colour. */
-export function hatching(context, c, [r, g, b], size) {
-  const tile = document.createElement('canvas'), t = tile.getContext('2d');
-  tile.width = tile.height = size;
-  t.fillStyle = `rgba(${r},${g},${b},0.35)`;
-  t.fillRect(0, 0, size, size);
-  t.strokeStyle = t.fillStyle = `rgb(${r},${g},${b})`;
-  t.lineWidth = size / 4;
-  const line = (...p) => { t.beginPath(); t.moveTo(p[0] * size, p[1] * size); t.lineTo(p[2] * size, p[3] * size); t.stroke(); };
-  const kinds = [
-    () => { line(-0.5, 0.5, 0.5, -0.5); line(-0.25, 1.25, 1.25, -0.25); line(0.5, 1.5, 1.5, 0.5); }, // rising
-    () => { t.beginPath(); t.arc(size / 2, size / 2, size / 3.6, 0, 7); t.fill(); }, // dots
-    () => { line(-0.5, 0.5, 0.5, 1.5); line(-0.25, -0.25, 1.25, 1.25); line(0.5, -0.5, 1.5, 0.5); }, // falling
-    () => line(0, 0.5, 1, 0.5), // level
-    () => { line(0, 0.5, 1, 0.5); line(0.5, 0, 0.5, 1); }, // grid
-    () => line(0.5, 0, 0.5, 1), // upright
-    () => t.fillRect(0, 0, size / 2, size / 2), // squares
-  ];
-  kinds[(c - 1) % kinds.length]();
-  return context.createPattern(tile, 'repeat');
+// Which pixels of a square of 8 x 8 are full, by class: so that classes differ without their colour. The others are faint.
+const HATCHES = [
+  (x, y) => ((x + y) & 3) < 2,            // rising lines
+  (x, y) => (x & 3) < 2 && (y & 3) < 2,   // dots
+  (x, y) => ((x - y) & 3) < 2,            // falling lines
+  (x, y) => (y & 3) < 2,                  // level lines
+  (x, y) => (x & 3) === 0 || (y & 3) === 0, // a grid
+  (x, y) => (x & 3) < 2,                  // upright lines
+  (x, y) => ((x ^ y) & 4) === 0,          // checks
+];
+
+/** The table for a hatched label map: 64 entries a class, one for each pixel of its square. */
+export function hatchTable(colours, hidden) {
+  const table = new Uint32Array(256 * 64);
+  colours.forEach((colour, c) => {
+    if (c === 0 || hidden.has(c)) return;
+    const full = HATCHES[(c - 1) % HATCHES.length];
+    for (let i = 0; i < 64; i++) table[c * 64 + i] = pixel(colour, full(i & 7, i >> 3) ? 255 : 80);
+  });
+  return table.fill(pixel([128, 128, 128], 130), UNKNOWN * 64);
+}
+
+/**
+ * A label map through a hatch table, pixel by pixel of the screen: the hatches keep their size however far one zooms.
+ * `place` is [left, top, width, height] of what is seen, in pixels of the map; `fine` is how many screen pixels make one of a hatch.
+ */
+export function drawHatched(pixels, width, map, start, mapWidth, place, table, fine) {
+  const height = pixels.length / width, [left, top, w, h] = place;
+  const column = Int32Array.from({ length: width }, (_, x) => Math.floor(left + (x + 0.5) * w / width));
+  for (let y = 0, i = 0; y < height; y++) {
+    const row = start + Math.floor(top + (y + 0.5) * h / height) * mapWidth, v = (Math.floor(y / fine) & 7) << 3;
+    for (let x = 0; x < width; x++, i++) pixels[i] = table[(map[row + column[x]] << 6) | v | (Math.floor(x / fine) & 7)];
+  }
 }
