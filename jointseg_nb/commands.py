@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['RUN_HELP', 'LIVE_CELL', 'LIVE_TEXT', 'LIVE_FREE', 'LAB_SETTINGS', 'APP_TEMPLATE', 'add_recipe_options',
            'given_fields', 'chosen_recipe', 'exit_code', 'run_command', 'add_reading_options', 'reading_options',
-           'check_data', 'train_parser', 'resumed_knobs', 'train', 'check_parser', 'check', 'predict_parser', 'tiling',
-           'predict', 'evaluate_parser', 'evaluation_set', 'evaluate', 'export_parser', 'export', 'bench_parser',
-           'bench', 'live_cell', 'live_notebook', 'place_notebook', 'place_settings', 'free_port', 'lab_parser',
-           'check_lab', 'lab', 'place_template']
+           'named', 'check_data', 'train_parser', 'resumed_knobs', 'new_training', 'train', 'check_parser', 'check',
+           'predict_parser', 'tiling', 'trained', 'say_who_trained', 'predict', 'evaluate_parser', 'evaluation_set',
+           'evaluate', 'export_parser', 'export', 'bench_parser', 'bench', 'live_cell', 'live_notebook',
+           'place_notebook', 'place_settings', 'free_port', 'lab_parser', 'check_lab', 'lab', 'place_template']
 
 # %% ../nbs/27_commands.ipynb #9005c82f
-import argparse, json, sys, warnings
+import argparse, json, re, sys, warnings
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
@@ -95,10 +95,10 @@ def add_reading_options(
 ):
     "Where photographs are, and how they are read."
     p = parser.add_argument_group('photographs')
-    p.add_argument('--data', action='append', metavar='PATH', help=f"a data set on disk, or 'embedded', the procedural eyes; may be given several times (default: {default})")
+    p.add_argument('--data', action='append', metavar='[LAYOUT[:TASK]=]PATH', help=f"a data set on disk, or 'embedded', the procedural eyes; may be given several times, and LAYOUT and TASK then tell how this one lies, such as idrid:segmentation=PATH (default: {default})")
     p.add_argument('--label', help="what the classifier learns from a folder: grade, has_dr or a column of its table (default: grade where it can)")
-    p.add_argument('--layout', help='how the data set lies on the disk, such as folder, idrid, eyepacs (default: found out)')
-    p.add_argument('--task', help='which part of a set that comes in several: segmentation, grading or both')
+    p.add_argument('--layout', help='how the data sets lie on the disk, where --data does not say: folder, idrid, eyepacs, ... (default: found out)')
+    p.add_argument('--task', help='which part of sets that come in several, where --data does not say: segmentation, grading or both')
     p.add_argument('--links', action='store_true', default=None, help='follow links that lead out of the data set')
     p.add_argument('--strict', action=argparse.BooleanOptionalAction, help='stop at files that cannot be used, or leave them out (default: stop)')
     p.add_argument('--cache', metavar='DIR', help="where the prepared photographs are kept for the next time, or 'off' (default: the user's cache folder)")
@@ -112,12 +112,20 @@ def reading_options(
     if args.cache: given['cache'] = False if args.cache == 'off' else str(Path(args.cache).resolve())
     return given or None
 
+def named(
+    text,  # see `fit.named_set`
+):  # the path in it
+    "Where a data set lies whose layout is told as well."
+    from jointseg_nb.fit import named_set
+    return named_set(text)[0]
+
 def check_data(
     paths,  # a list, or None
 ):
     "A ValueError for data that is not there."
     for p in paths or ():
-        if p != 'embedded' and not Path(p).exists(): raise ValueError(f"data={p!r} is not there; name a folder of photographs, or 'embedded' for the procedural eyes")
+        path = p if '=' not in p else named(p)
+        if not re.fullmatch(r'embedded(:\d+)?', path) and not Path(path).exists(): raise ValueError(f"data={p!r} is not there; name a folder of photographs, or 'embedded' for the procedural eyes")
 
 # %% ../nbs/27_commands.ipynb #a5a2038e
 def train_parser():
@@ -125,13 +133,14 @@ def train_parser():
     p = argparse.ArgumentParser('jointseg-train', description='Train two agents on one encoder; leave a folder with the network, its scores and a film of its masks.')
     p.add_argument('--out', required=True, help='the folder of the run')
     p.add_argument('--recipe', help=f"{' or '.join(RECIPES)}, or the path of a recipe.json (default: pocket)")
+    p.add_argument('--setup', metavar='STRING', help='the set-up of a live session, as its panel gives it; other options go over it')
     p.add_argument('--resume', action='store_true', help='go on with the run in that folder: recipe and data are its own')
     p.add_argument('--overwrite', action='store_true', help='replace an earlier run in that folder')
     p.add_argument('--checkpoint-every', metavar='EVERY', help='steps, or a time such as 90s, 5m, 1h, between two checkpoints (default: 2m; with --resume as before)')
     p.add_argument('--every', type=int, metavar='STEPS', help='steps between two looks at the held-out photographs (default: 20; with --resume as before)')
     p.add_argument('--device', help='cuda, mps or cpu (default: the best there is)')
     p.add_argument('--json', action='store_true', help='one JSON object a line on standard output, for programs')
-    p.add_argument('--log', choices=['tensorboard'], help='log for TensorBoard too, into the folder of the run')
+    p.add_argument('--log', choices=['tensorboard', 'none'], help='log for TensorBoard too, into the folder of the run (default: none; with --resume as before)')
     add_reading_options(p)
     add_recipe_options(p)
     return p
@@ -141,7 +150,7 @@ def resumed_knobs(
     args,  # what argparse made of the command line
 ):  # dict
     "The live options given to a run that goes on; a ValueError for others."
-    for name in ('recipe', 'overwrite'):
+    for name in ('recipe', 'overwrite', 'setup'):
         if getattr(args, name): raise ValueError(f'{name} and resume do not go together: a run that goes on keeps its recipe and its files')
     from jointseg_nb.cooperate import LIVE
     knobs = given_fields(args)
@@ -151,11 +160,23 @@ def resumed_knobs(
     return knobs
 
 # %% ../nbs/27_commands.ipynb #da3ee42f
+def new_training(
+    args,  # what argparse made of the command line
+):  # dict for `fit`: recipe, and what a set-up says besides
+    "What a new training is made of: a set-up, or a recipe, and the options over it."
+    if not args.setup: return dict(recipe=chosen_recipe(args))
+    if args.recipe: raise ValueError('recipe and setup do not go together: a set-up has a recipe; give single fields as options')
+    from jointseg_nb.presets import read_setup
+    s = read_setup(args.setup)
+    own = str(s['data']) if s['data'] else f"embedded:{s['n_source']}"
+    knobs = {} if s['switches'] is None else dict(switches=s['switches'])
+    return dict(recipe=replace(s['recipe'], **given_fields(args)), data=args.data or [own], label=args.label or s['label'], knobs=knobs)
+
 def _train(args):
     check_data(args.data)
-    begun = dict(recipe=None, knobs=resumed_knobs(args)) if args.resume else dict(recipe=chosen_recipe(args))
+    begun = dict(recipe=None, knobs=resumed_knobs(args)) if args.resume else new_training(args)
     from jointseg_nb.fit import fit, json_lines
-    metrics = fit(**begun, out=args.out, data=args.data, label=args.label, device=args.device, overwrite=args.overwrite, every=args.every, resume=args.resume, log=args.log,
+    metrics = fit(**dict(data=args.data, label=args.label) | begun, out=args.out, device=args.device, overwrite=args.overwrite, every=args.every, resume=args.resume, log=args.log,
                   checkpoint_every=args.checkpoint_every, reading=reading_options(args), listeners=[json_lines] if args.json else [])
     print(json.dumps(dict(event='end') | metrics) if args.json else json.dumps(metrics, indent=1))
     if not args.json: print(f'{args.out}: ' + ', '.join(sorted(p.name for p in Path(args.out).glob('[!.]*'))), file=sys.stderr)
@@ -222,14 +243,31 @@ def tiling(
     return dict(scale=scale, tile=args.tile, overlap=args.overlap)
 
 # %% ../nbs/27_commands.ipynb #c23c6d8f76
+def trained(
+    meta,  # of a network
+):  # its agents that took a step
+    "Who trained: all, in networks that do not tell."
+    return meta.get('agents', ['classifier', 'segmenter'])
+
+def say_who_trained(
+    meta,  # of a network
+    prog,  # the command
+):
+    "A line on standard error about an agent that never trained."
+    for agent, what in (('classifier', 'grades'), ('segmenter', 'masks')):
+        if agent not in trained(meta): print(f'{prog}: the {agent} of this network never trained, so it has no {what} to give', file=sys.stderr)
+
 def _predict(args):
     how = tiling(args)
     from jointseg_nb.engine import Engine
     from jointseg_nb.evaluate import load_model
     from jointseg_nb.export import predict_files
     engine = Engine(args.device, 'float32')
-    table = predict_files(engine.prepare(load_model(args.run)), args.photographs, args.out, name=args.run, engine=engine, **how)
-    for r in table['photographs']: print(f"{r['photograph']}: {r['grade']} ({r['probabilities'][r['grade']]:.2f})")
+    model = engine.prepare(load_model(args.run))
+    say_who_trained(model.meta, 'jointseg-predict')
+    table = predict_files(model, args.photographs, args.out, name=args.run, engine=engine, **how)
+    graded = 'classifier' in trained(model.meta)
+    for r in table['photographs']: print(f"{r['photograph']}: {r['grade']} ({r['probabilities'][r['grade']]:.2f})" if graded else f"{r['photograph']}: not graded")
     for r in table['failed']: print(f"jointseg-predict: {r['error']}", file=sys.stderr)
     print(f"{args.out}: {len(table['photographs'])} of {len(table['photographs']) + len(table['failed'])} photographs", file=sys.stderr)
     return 1 if table['failed'] else 0
@@ -278,11 +316,12 @@ def _any_set(args, facts, part, reading):
     "The photographs that --data names, read as the network wants them."
     from jointseg_nb.data import embedded, join
     from jointseg_nb.datasets import read
+    from jointseg_nb.fit import named_set
     from jointseg_nb.fundus import LESIONS
     size, label = facts['size'], args.label or ('has_dr' if len(facts['label_names']) == 2 else 'auto')
     classes = None if tuple(facts['mask_classes']) == LESIONS else tuple(facts['mask_classes'])
-    one = lambda d: embedded(500, seed=1, size=size, label=label) if d == 'embedded' else read(d, size=size, label=label, part=part, classes=classes, crop_field=facts['crop_field'], **reading)
-    each = [one(d) for d in args.data]
+    def one(path, how): return read(path, size=size, label=label, part=part, classes=classes, crop_field=facts['crop_field'], **reading | how)
+    each = [embedded(500, seed=1, size=size, label=label) if d == 'embedded' else one(*named_set(d)) for d in args.data]
     return each[0] if len(each) == 1 else join(*each)
 
 # %% ../nbs/27_commands.ipynb #c2379ecf77
@@ -301,13 +340,16 @@ def _evaluate(args):
     engine = Engine(args.device, recipe.precision if recipe else 'float32')
     model = engine.prepare(load_model(args.run))
     facts = model_facts(model)
+    say_who_trained(model.meta, 'jointseg-evaluate')
     source, which, part = evaluation_set(args, facts)
     agree_on_names(model, source)
     crop = None if args.whole or facts['crop'] >= facts['size'] else facts['crop']
     n = len(source) if which is None else len(which)
-    scores = dict(model=args.run, data=source.title, part=part, photographs=n, crop=crop) | evaluate(model, source, which, crop, engine=engine).metrics()
+    counted = evaluate(model, source, which, crop, engine=engine, scores=True)
+    scores = dict(model=args.run, data=source.title, part=part, photographs=n, crop=crop, agents=trained(model.meta)) | counted.metrics() | dict(intervals=counted.intervals())
     if args.out: Path(args.out).write_text(json.dumps(scores, indent=1), encoding='utf-8')
-    print(json.dumps(scores, indent=1) if args.json else f'{args.run} on {n} photographs ({source.title}, {part})\n\n{scores_table(scores)}')
+    table = scores_table(scores, scores['intervals'])
+    print(json.dumps(scores, indent=1) if args.json else f'{args.run} on {n} photographs ({source.title}, {part})\n\n{table}')
 
 def evaluate(argv=None):
     "`jointseg-evaluate`: score a trained network."

@@ -105,9 +105,9 @@ class Loss:
 
     def __call__(self, logits, y, **options):
         "The loss of `logits` (B,C,...) for `y` (B,...); `options`: `gamma` of the focal loss, `smoothing` of cross entropy."
-        x = at_least_float(logits)
-        w = None if self.weight is None else self.weight.to(x)
-        return sum(factor * TERMS[term](x, y, weight=w, ignore=self.ignore, **options) for factor, term in self.terms)
+        x, known = at_least_float(logits), (y != self.ignore).any()
+        w, y = None if self.weight is None else self.weight.to(x), y.where(known, 0)
+        return known * sum(factor * TERMS[term](x, y, weight=w, ignore=self.ignore, **options) for factor, term in self.terms)
 
 # %% ../nbs/13_losses.ipynb #56e43863
 def mass(

@@ -32,7 +32,7 @@ class PhotographFields:
     valid: float = 0.2            # share (below 1) or number (1 and up) of the graded photographs held out
     valid_masks: float = 0.0      # the same of those with masks; 0 = like `valid`
     label_noise: float = 0.0      # fraction of the classifier's labels made random (live) (II-C)
-    noise_kind: str = 'uniform'   # `uniform`, `prior`, `wrong` or `neighbour`
+    noise_kind: str = 'uniform'   # `uniform`, `prior`, `wrong` or `neighbour` (live)
 
 # %% ../nbs/11_recipes.ipynb #2cce5b70
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class RateFields:
     "Rates, their policy, and what becomes of a gradient (III)."
     lr: float = 1e-3              # rate of the segmentation agent (live)
     lr_ratio: float = 30.0        # rate of the classifier over that of the segmenter (live)
-    ratio_on: str = 'agent'       # `agent`: all of an agent's parameters; `shared`: only how fast each moves the encoder
+    ratio_on: str = 'agent'       # `agent`: all of an agent's parameters; `shared`: only how fast each moves the encoder (live)
     power: float = 0.9            # polynomial policy: rate x (1 - step/steps)^power
     warmup: int = 0               # steps in which the rate first rises to the policy's
     lr_min: float = 0.0           # the policy's factor never falls below this, 0 to 1
@@ -167,6 +167,8 @@ def recipe_from_json(
     "The recipe that `text` describes."
     given = json.loads(text)
     if not isinstance(given, dict): raise ValueError(f"a recipe is a JSON object, not {type(given).__name__}")
+    if strange := sorted(given.keys() - {f.name for f in fields(Recipe)}):
+        raise ValueError(f"{', '.join(strange)}: no field of a Recipe in this version of the package; leave it out, or use the version that wrote it. Allowed: {', '.join(f.name for f in fields(Recipe))}")
     for name, value in given.items(): check_field(name, value)
     return Recipe(**given)
 

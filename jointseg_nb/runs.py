@@ -21,7 +21,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 
 # %% ../nbs/12_runs.ipynb #5fbc400c
-from .recipes import recipe_to_json
+from .recipes import Recipe, recipe_to_json
 
 # %% ../nbs/12_runs.ipynb #9f116546
 def flush(
@@ -292,9 +292,10 @@ def check_same_recipe(
     was,  # a recipe as a dict
     now,  # a `Recipe`
 ):
-    "A ValueError that names the fields in which they differ."
-    now = asdict(now)
-    other = [f'{k}={was.get(k)!r} there, {k}={now.get(k)!r} here' for k in sorted(was.keys() | now.keys()) if was.get(k) != now.get(k)]
+    "A ValueError that names the fields in which they differ; a field that was not known then had the value that is its default now."
+    now, was = asdict(now), asdict(Recipe()) | was
+    if strange := sorted(was.keys() - now.keys()): raise ValueError(f"its recipe has {', '.join(strange)}, which this version of the package does not know; go on with the version that wrote it")
+    other = [f'{k}={was[k]!r} there, {k}={now[k]!r} here' for k in sorted(now) if was[k] != now[k]]
     if other: raise ValueError(f"it was made with another recipe: {'; '.join(other)}")
 
 # %% ../nbs/12_runs.ipynb #bbc20747
