@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['STYLE', 'VIEWS', 'page', 'words', 'table', 'bar', 'picture', 'status_view', 'rates_view', 'describe', 'log_view',
-           'eyes_view', 'grades_view', 'legend_view', 'scores_view', 'beyond_majority', 'running_mean', 'line',
-           'markers', 'chart', 'recent', 'trend', 'losses_view', 'lesions_view', 'found_words', 'accuracy_view',
+           'eyes_view', 'grades_view', 'legend_view', 'scores_view', 'beyond_majority', 'running_mean', 'column',
+           'line', 'markers', 'chart', 'recent', 'trend', 'losses_view', 'lesions_view', 'found_words', 'accuracy_view',
            'meter_words', 'cooperation_view', 'attention_view', 'attention_words', 'noise_words', 'noise_view',
            'confusion_view', 'calm_view', 'calm_words', 'runs_table', 'runs_view', 'race_view', 'race_words',
            'photo_view', 'View']
@@ -36,7 +36,7 @@ STYLE = '''<style>
 .jointseg-words .bar {display: inline-block; width: 90px; height: 8px; border: 1px solid var(--js-line, var(--jp-border-color1, #888a)); vertical-align: middle}
 .jointseg-words .bar i {display: block; height: 100%; background: var(--js-accent, var(--jp-brand-color1, #1976d2))}
 .jointseg-words .row {display: flex; flex-wrap: wrap; gap: 8px 10px; list-style: none; margin: 4px 0; padding: 0}
-.jointseg-words .wrong {outline: 3px solid var(--js-bad, var(--jp-error-color1, #d32f2f))}
+.jointseg-words .row figure img {margin: 4px 4px 6px} .jointseg-words td img {margin: 2px 0 4px} .jointseg-words .wrong {outline: 3px solid var(--js-bad, var(--jp-error-color1, #d32f2f))}
 </style>'''
 
 # %% ../nbs/23_views.ipynb #c62f4354
@@ -80,13 +80,16 @@ def picture(
     said,       # text: what is to be seen
     side=None,  # px on the page; None: as large as it is
     css='',     # class on the page
+    most=1400,  # bytes that a photograph may take
 ):  # HTML
     "A small picture, with the text for those who cannot see it."
-    file, im = io.BytesIO(), Image.fromarray(array)
-    kind = 'PNG' if array.ndim == 2 else 'JPEG'
-    im.save(file, kind, **(dict(optimize=True) if kind == 'PNG' else dict(quality=78)))
-    data, side = base64.b64encode(file.getvalue()).decode(), side or array.shape[1]
-    return f'<img class="{css}" width={side} height={round(side*array.shape[0]/array.shape[1])} alt="{words(said)}" src="data:image/{kind.lower()};base64,{data}">'
+    im, kind, side = Image.fromarray(array), 'png' if array.ndim == 2 else 'jpeg', side or array.shape[1]
+    for quality in (80, 65, 50, 35, 20):
+        file = io.BytesIO()
+        im.save(file, kind, **(dict(optimize=True) if kind == 'png' else dict(quality=quality)))
+        if kind == 'png' or file.tell() <= most: break
+    data = base64.b64encode(file.getvalue()).decode()
+    return f'<img class="{css}" width={side} height={round(side*array.shape[0]/array.shape[1])} alt="{words(said)}" src="data:image/{kind};base64,{data}">'
 
 # %% ../nbs/23_views.ipynb #0e29cbbf
 def status_view(
@@ -178,7 +181,7 @@ def scores_view(
     top = [['lesion mIoU', f"<b>{words(s['lesion_miou'])}</b>"], ['best so far', words(best)], ['mIoU with background', words(s['miou'])],
            ['Top-1', f"<b>{words(s['top1'])}</b>"], ['majority class', words(s['majority'])], ['quadratic kappa', words(s['kappa'])]]
     by = [[words(k), words(v), bar(v, f'{words(v)} of 1')] for k, v in list(s['iou'].items())[1:]]
-    tables = table(f'Held-out eyes at step {snap.scored}', ['score', 'value'], top) + table('IoU of each lesion', ['lesion', 'IoU', ''], by)
+    tables = table(f'Held-out eyes at step {snap.scored}', ['score', 'value'], top) + table('IoU of each lesion', ['lesion', 'IoU', 'of 1'], by)
     return page(f'<div class=row>{tables}</div><p>{beyond_majority(s)}</p>')
 
 def beyond_majority(
@@ -200,19 +203,27 @@ def running_mean(
     at = np.arange(1, len(total))
     return ((total[at] - total[np.maximum(at - over, 0)])/np.minimum(at, over)).tolist()
 
+def column(
+    rows,  # of a history
+    name,  # of a column
+):  # list as long, None where there is no value
+    "A column of a history."
+    return [r.get(name) for r in rows]
+
 def line(
     rows,      # of a history
-    value,     # function of a row; None where there is none
-    name,      # of the series
+    values,    # one a row, None where there is none
+    name,      # of the series; '' for one that is not told of
     colour,    # '1' to '8' of the chart's palette, or a css colour
-    over=1,    # how many rows are averaged
+    over=1,    # how many values are averaged
     **looks,   # dash, width, opacity, side
 ):  # dict
-    "A series of a chart."
-    points = [(r['step'], value(r)) for r in rows if value(r) is not None]
-    points = list(zip([x for x, _ in points], running_mean([y for _, y in points], over)))
+    "A series of a chart, at most 200 points."
+    points = [(r['step'], v) for r, v in zip(rows, values) if v is not None]
     every = -(-len(points)//200) or 1
-    return dict(name=name, points=[[x, round(y, 5)] for x, y in points[::-1][::every][::-1]], colour=colour, **looks)
+    means = running_mean([v for _, v in points], over)[::-1][::every][::-1]
+    steps = [x for x, _ in points][::-1][::every][::-1]
+    return dict(name=name, points=[[x, round(y, 5)] for x, y in zip(steps, means)], colour=colour, **looks)
 
 # %% ../nbs/23_views.ipynb #0f2aacd9
 def markers(
@@ -262,11 +273,13 @@ def losses_view(
     snap,  # a `Snapshot`
 ):  # dict, a chart
     "Both losses against step."
-    agents = (('classifier', 'clf_loss', '1'), ('segmenter', 'seg_loss', '2'))
-    rows, over = snap.history, max(1, len(snap.history)//50)
-    said = [f'{name} {now[0]:.2f}, {trend([r[c] for r in rows])}' for name, c, _ in agents if (now := recent([r[c] for r in rows], over + 4))]
+    rows, over, series, said = snap.history, max(1, len(snap.history)//50), [], []
+    for name, c, colour in (('classifier', 'clf_loss', '1'), ('segmenter', 'seg_loss', '2')):
+        values = column(rows, c)
+        series += [line(rows, values, '', colour, opacity=0.25)]*(over > 1) + [line(rows, values, name, colour, over)]
+        if now := recent(values, over + 4): said.append(f'{name} {now[0]:.2f}, {trend(values)}')
     note = f"Loss now: {'; '.join(said)}." if said else 'No step has been done yet.'
-    return chart('Losses', f'loss, mean of {over} steps' if over > 1 else 'loss', [line(rows, lambda r, c=c: r[c], name, colour, over) for name, c, colour in agents], markers(snap), note)
+    return chart('Losses', f'loss, mean of {over} steps' if over > 1 else 'loss', series, markers(snap), note)
 
 # %% ../nbs/23_views.ipynb #cf1fdf06
 def lesions_view(
@@ -274,8 +287,9 @@ def lesions_view(
 ):  # dict, a chart
     "IoU of every lesion against step, and their mean."
     names = list(snap.scores.get('iou', {}))[1:]
-    by = [line(snap.history, lambda r, n=n: (r.get('iou') or {}).get(n), n, str(k), width=1.4) for k, n in enumerate(names, 1)]
-    whole = line(snap.history, lambda r: r.get('lesion_miou'), 'mean of lesions', 'currentColor', width=2.6)
+    scored = [r for r in snap.history if r.get('iou')]
+    by = [line(scored, [r['iou'].get(n) for r in scored], n, str(k), width=1.4) for k, n in enumerate(names, 1)]
+    whole = line(snap.history, column(snap.history, 'lesion_miou'), 'mean of lesions', 'currentColor', width=2.6)
     return chart('IoU of each lesion', 'IoU on held-out eyes', [whole, *by], markers(snap), found_words(snap.scores.get('iou', {})), y_range=[0, 1])
 
 def found_words(
@@ -294,7 +308,7 @@ def accuracy_view(
     snap,  # a `Snapshot`
 ):  # dict, a chart
     "Top-1 accuracy against step, beside that of always naming the commonest grade."
-    top, most = line(snap.history, lambda r: r.get('top1'), 'Top-1', '1'), snap.scores.get('majority')
+    top, most = line(snap.history, column(snap.history, 'top1'), 'Top-1', '1'), snap.scores.get('majority')
     flat = [[x, most] for x in sorted({top['points'][0][0], top['points'][-1][0]})] if top['points'] and most is not None else []
     note = beyond_majority(snap.scores) if snap.scores else 'Not evaluated yet.'
     return chart('Accuracy of the grades', 'share of held-out eyes', [top, dict(name='always the commonest', points=flat, colour='currentColor', dash=True)], markers(snap), note, y_range=[0, 1])
@@ -312,16 +326,14 @@ def meter_words(
     return f'Now the agents hinder each other: what one wants of the shared encoder, the other would undo ({figures}).'
 
 # %% ../nbs/23_views.ipynb #b2af3051
-def _level_cosines(snap):
-    "Name of each encoder level -> its place in the row's cosines; {} where none were measured."
-    sizes = attention_table(snap.recipe)[0] if snap.recipe else []
-    measured = any(r.get('cosines') for r in snap.history)
-    return {f'E{i + 1}, {px} px': i for i, px in enumerate(sizes)} if measured else {}
+def _by_level(snap, rows):
+    "Name of each encoder level -> its cosines, one a row; {} where none were measured."
+    sizes, each = attention_table(snap.recipe)[0] if snap.recipe else [], column(rows, 'cosines')
+    return {f'E{i + 1}, {px} px': [c[i] if c else None for c in each] for i, px in enumerate(sizes)} if any(each) else {}
 
-def _extremes(snap, levels):
+def _extremes(levels):
     "At which level the agents agree most, and where least."
-    now = {name: recent([r['cosines'][i] for r in snap.history if r.get('cosines')]) for name, i in levels.items()}
-    means = {name: v[0] for name, v in now.items() if v}
+    means = {name: now[0] for name, values in levels.items() if (now := recent(values))}
     if len(means) < 2: return ''
     most, least = max(means, key=means.get), min(means, key=means.get)
     return f' They agree most at {most} ({means[most]:+.2f}) and least at {least} ({means[least]:+.2f}).'.replace('-', '−')
@@ -331,12 +343,11 @@ def cooperation_view(
     snap,  # a `Snapshot`
 ):  # dict, a chart
     "The cosine between the agents' gradients on M, as a whole and level by level, and what it shows now."
-    rows, levels = [r for r in snap.history if r['cosine'] is not None], _level_cosines(snap)
-    over = max(1, min(30, len(rows)//10))
-    whole = line(rows, lambda r: r['cosine'], 'whole encoder', 'currentColor', over, width=2.6)
-    by = [line(rows, lambda r, i=i: r['cosines'][i] if r.get('cosines') else None, name, str(i + 1), over, width=1.2) for name, i in levels.items()]
-    note = meter_words(recent([r['cosine'] for r in rows])) + _extremes(snap, levels)
-    return chart('Cooperation meter', f'cosine, mean of {over} readings', [whole, *by], markers(snap), note)
+    rows = [r for r in snap.history if r['cosine'] is not None]
+    over, cosines, levels = max(1, min(30, len(rows)//10)), column(rows, 'cosine'), _by_level(snap, rows)
+    whole = line(rows, cosines, 'whole encoder', 'currentColor', over, width=2.6)
+    by = [line(rows, values, name, str(k), over, width=1.2) for k, (name, values) in enumerate(levels.items(), 1)]
+    return chart('Cooperation meter', f'cosine, mean of {over} readings', [whole, *by], markers(snap), meter_words(recent(cosines)) + _extremes(levels))
 
 # %% ../nbs/23_views.ipynb #9e947ead
 def _cell(study, k, i):
@@ -379,7 +390,7 @@ def noise_words(
     wrong = [(t, g, s) for t, g, s, w in zip(study.true, study.given, study.said, study.wrong) if w]
     true, given = sum(s == t for t, g, s in wrong), sum(s == g for t, g, s in wrong)
     back = 'of every grade the true one is still the commonest label, so a perfect learner could see through the noise' if not lost else f"what is taught for {', '.join(lost)} is most often something else, which no learner can get back"
-    fooled = f' Of the {len(wrong)} with a wrong label below, the classifier calls {true} what they are, {given} what it was taught, {len(wrong) - true - given} something else.' if wrong else ''
+    fooled = f' Of the {len(wrong)} with a wrong label below the classifier says the truth for {true}, what it was taught for {given}, something else for {len(wrong) - true - given}.' if wrong else ''
     return f'{study.n_wrong} of {study.n} labels are wrong (noise {study.fraction:.2f}, {study.kind}); {back}.{fooled}'
 
 def noise_view(
@@ -418,7 +429,7 @@ def calm_view(
 ):  # dict, a chart
     "Accuracy and lesion mIoU side by side, marked where the label noise changed."
     names = dict(top1='Top-1 of the grades', lesion_miou='lesion mIoU')
-    series = [line(snap.history, lambda r, c=c: r.get(c), name, str(k)) for k, (c, name) in enumerate(names.items(), 1)]
+    series = [line(snap.history, column(snap.history, c), name, str(k)) for k, (c, name) in enumerate(names.items(), 1)]
     return chart('Label noise: grades and masks', 'score on held-out eyes', series, markers(snap, ('label_noise', 'noise_kind')), calm_words(snap), y_range=[0, 1])
 
 def calm_words(
@@ -441,7 +452,8 @@ def runs_table(
 ):  # HTML
     "Runs side by side: in what they differ, and how good they were."
     settings = [f for f in Recipe.__dataclass_fields__ if f != 'name' and len({getattr(r.recipe, f) for r in runs}) > 1]
-    rows = [[f, *(words(getattr(r.recipe, f), 4) for r in runs)] for f in settings]
+    show = lambda v: f'{v:.3g}' if isinstance(v, float) else words(v)
+    rows = [[f, *(show(getattr(r.recipe, f)) for r in runs)] for f in settings]
     if len({r.data for r in runs}) > 1: rows.append(['photographs', *(words(r.data) for r in runs)])
     rows += [['knobs moved', *(words(len(r.changes)) for r in runs)], ['steps', *(words(r.step) for r in runs)]]
     scores = {'best lesion mIoU': [r.best.get('lesion_miou') for r in runs], '– at step': [r.best.get('step') for r in runs], 'last lesion mIoU': [r.scores.get('lesion_miou') for r in runs],
@@ -477,7 +489,7 @@ def race_view(
 ):  # dict, a chart
     "The lesion mIoU of this run and of the ones before it."
     runs = [*snap.runs, summary(snap)][-most:] if snap.recipe else []
-    series = [line(r.history, lambda row: row.get('lesion_miou'), r.name, str(k), dash=k < len(runs), width=2.4 if k == len(runs) else 1.4) for k, r in enumerate(runs, 1)]
+    series = [line(r.history, column(r.history, 'lesion_miou'), r.name, str(k), dash=k < len(runs), width=2.4 if k == len(runs) else 1.4) for k, r in enumerate(runs, 1)]
     return chart('Runs side by side', 'lesion mIoU on held-out eyes', series, (), race_words(series), y_range=[0, 1])
 
 def race_words(
@@ -504,8 +516,8 @@ def photo_view(
     small = [np.asarray(Image.fromarray(a).resize((side, side), Image.Resampling.BILINEAR if a.shape[0] > side else Image.Resampling.NEAREST)) for a in (p.image, overlay(p.image, p.mask, colors, tint=0.55))]
     found = {n: float((p.mask == k).mean()) for k, n in enumerate(names) if k and (p.mask == k).any()}
     lesions = table('Lesions', ['lesion', 'share of the picture'], [[words(n), f'{v:.2%}'] for n, v in sorted(found.items(), key=lambda f: -f[1])]) if found else '<p>No lesion is painted.</p>'
-    grades = table('Grades', ['grade', 'probability', ''], [[words(n), words(v), bar(v, f'{v:.0%}')] for n, v in zip(p.label_names, p.probabilities)]) if p.probabilities else ''
-    seen = picture(small[0], f'{p.name} as the network sees it') + picture(small[1], f"the same with the predicted lesions: {', '.join(found) or 'none'}")
+    grades = table('Grades', ['grade', 'probability', 'of 1'], [[words(n), words(v), bar(v, f'{v:.0%}')] for n, v in zip(p.label_names, p.probabilities)]) if p.probabilities else ''
+    seen = picture(small[0], f'{p.name} as the network sees it', most=16_000) + picture(small[1], f"the same with the predicted lesions: {', '.join(found) or 'none'}", most=16_000)
     return page(f'<p><b>{words(p.name)}</b> at step {p.step}. <small>{words(p.note)}. A network in training: no diagnosis.</small></p><div class=row>{seen}{grades}{lesions}</div>')
 
 # %% ../nbs/23_views.ipynb #963642a7
@@ -532,7 +544,7 @@ VIEWS = (
     View('runs', 'Runs', 'What did I change, and what came of it?', runs_view),
     View('race', 'Race', 'Which run learns faster?', race_view),
     View('photo', 'My photograph', 'What does it say of my photograph?', photo_view),
-    View('status', 'Status', 'What is it doing, where, and how fast?', status_view),
-    View('rates', 'Rates', 'How fast does each agent move what?', rates_view),
-    View('log', 'Log', 'What did I move, and when?', log_view),
+    View('status', 'Status', 'What is it doing, where, and how fast?', lambda snap: page(status_view(snap))),
+    View('rates', 'Rates', 'How fast does each agent move what?', lambda snap: page(rates_view(snap))),
+    View('log', 'Log', 'What did I move, and when?', lambda snap: page(log_view(snap))),
 )
