@@ -3,7 +3,7 @@
 #   PYTHON=python3.12   the Python that makes the environment   (default: python3, else python3.13 to python3.10)
 #   VENV=.venv          the environment                         (default: .venv)
 #   PORT=8888 DATA=dir LABEL=has_dr
-#                       for `make lab`: its port, a folder of your own photographs, what to grade them by
+#                       for `make lab` and `make app`: port, a folder of your own photographs, what to grade them by
 #   OUT=runs/demo       for `make demo`: the folder that the run is written to
 
 PYTHON ?=
@@ -20,7 +20,7 @@ IN := env PATH="$(BIN):$$PATH"
 TESTENV := $(IN) OMP_NUM_THREADS=1 JOINTSEG_CACHE="$(BIN)/../cache"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lab demo test soak docs pictures readme clean
+.PHONY: help setup lab app demo test soak docs pictures readme clean
 .NOTPARALLEL:
 
 help:  ## list the commands
@@ -41,6 +41,9 @@ setup: $(STAMP)  ## make the environment (a second call does nothing)
 
 lab: $(STAMP)  ## open JupyterLab on the live panel
 	@$(IN) jointseg-lab $(if $(PORT),--port "$(PORT)") $(if $(DATA),--data "$(DATA)") $(if $(LABEL),--label "$(LABEL)")
+
+app: $(STAMP)  ## the live panel alone, without a notebook
+	@$(IN) jointseg-lab --app $(if $(PORT),--port "$(PORT)") $(if $(DATA),--data "$(DATA)") $(if $(LABEL),--label "$(LABEL)")
 
 demo: $(STAMP)  ## train both agents on the embedded eyes, no browser, three minutes at most
 	@$(IN) jointseg-train --recipe pocket --out "$(OUT)" --overwrite
