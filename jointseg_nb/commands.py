@@ -8,7 +8,8 @@ __all__ = ['RUN_HELP', 'LIVE_CELL', 'LIVE_TEXT', 'LIVE_FREE', 'LAB_SETTINGS', 'A
            'named', 'check_data', 'train_parser', 'resumed_knobs', 'new_training', 'train', 'check_parser', 'check',
            'predict_parser', 'tiling', 'trained', 'say_who_trained', 'predict', 'evaluate_parser', 'evaluation_set',
            'evaluate', 'export_parser', 'export', 'bench_parser', 'bench', 'live_cell', 'live_notebook',
-           'place_notebook', 'place_settings', 'free_port', 'lab_parser', 'check_lab', 'lab', 'place_template']
+           'place_notebook', 'place_settings', 'free_port', 'lab_parser', 'check_lab', 'draw_ahead', 'lab',
+           'place_template']
 
 # %% ../nbs/27_commands.ipynb #9005c82f
 import argparse, json, re, sys, warnings
@@ -396,7 +397,7 @@ def bench(argv=None):
     run_command(bench_parser(), _bench, argv)
 
 # %% ../nbs/27_commands.ipynb #5a8e56d6
-import importlib.util, os, secrets, socket, threading, time, webbrowser
+import importlib.util, os, secrets, socket, subprocess, threading, time, webbrowser
 
 # %% ../nbs/27_commands.ipynb #c8fcbda8
 LIVE_CELL = '''# Press ▶ above: both agents start to learn. Pressed again, it finds the same training.
@@ -405,9 +406,11 @@ session = live({given})
 session.panel()'''
 
 LIVE_TEXT = '''Move a knob and the next step is done with it. **Ratio**: how fast the classifier learns, compared with the segmenter. **Label noise**: which part of the
-classifier's labels is random. **Gate**: which encoder map (column) each level of the decoder (row) may look at. Try: ratio 30, then 1/30. Noise 0.8. All switches off.
+classifier's labels is wrong. **Attention**: which encoder map (column) each level of the decoder (row) may look at. **A question to try** moves the knobs for you and says what to look for. The line below the eyes
+winds the masks back to any step, while training goes on; each button below it opens a view.
 
-The training belongs to the kernel, not to this page: close the tab, come back, and it is still there. The cell below runs while training goes on.'''
+The training belongs to the kernel, not to this page: close the tab, come back, and it is still there. It is kept in `runs/lab` too, so a new kernel goes on with it. The cell below runs while training goes on. Two trainings side by
+side: `from jointseg_nb.duel import Duel; Duel(session, session.rival(attention='none'))`.'''
 
 LIVE_FREE = '''snap = session.snapshot
 snap.step, snap.state, snap.scores.get('lesion_miou')'''
@@ -529,6 +532,15 @@ def _check_setup(text):
     from jointseg_nb.session import read_setup
     read_setup(text)
 
+# %% ../nbs/27_commands.ipynb #598df999
+def draw_ahead(
+    args,  # what argparse made of the command line
+):
+    "Begin to draw the eyes that the session will want, if they are the small ones."
+    if args.data or args.setup or args.recipe not in (None, 'pocket'): return
+    code = f"from jointseg_nb.cache import kept_eyes; kept_eyes(1000, size={RECIPES['pocket'].size})"
+    subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
 # %% ../nbs/27_commands.ipynb #42fc357c
 def _lab(args):
     check_lab(args)
@@ -536,6 +548,7 @@ def _lab(args):
     if args.app: return _app(args, folder, port, token)
     path = place_notebook(folder, live_cell(args.data, args.label, args.recipe, args.setup))
     place_settings(folder)
+    draw_ahead(args)
     page = f'/doc/tree/{path.as_posix()}'
     print(f'The live panel: http://127.0.0.1:{port}{page}?token={token}\nPress ▶ there. Ctrl-C here ends it.', flush=True)
     from jupyterlab.labapp import main
@@ -569,6 +582,7 @@ def _app(args, folder, port, token):
     page = live_notebook(live_cell(args.data, args.label, args.recipe, args.setup, name='app'), alone=True)
     path.write_text(json.dumps(page, indent=1), encoding='utf-8')
     place_template(folder)
+    draw_ahead(args)
     print(f'The live panel: {url}\nCtrl-C here ends it.', flush=True)
     if not args.no_browser: threading.Timer(1.5, webbrowser.open, [url]).start()
     from voila.app import Voila
