@@ -5,25 +5,25 @@
 # %% auto #0
 __all__ = ['STATIC', 'script', 'Parcel', 'Talker', 'EyesCanvas', 'chart_points', 'Chart']
 
-# %% ../nbs/22_canvas.ipynb #52c75e4d
+# %% ../nbs/22_canvas.ipynb #2a2be3cc
 import base64, json, re, tempfile, threading, time, zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 
-# %% ../nbs/22_canvas.ipynb #3c8ace98
+# %% ../nbs/22_canvas.ipynb #49ff17c4
 import anywidget, traitlets
 import numpy as np
 from fastcore.basics import patch
 
-# %% ../nbs/22_canvas.ipynb #e72d97d0
+# %% ../nbs/22_canvas.ipynb #945aea66
 import jointseg_nb
 from .figures import film_frame, save_film
 
-# %% ../nbs/22_canvas.ipynb #d84693d4
+# %% ../nbs/22_canvas.ipynb #d5cca199
 STATIC = Path(jointseg_nb.__file__).parent/'static'
 
-# %% ../nbs/22_canvas.ipynb #57f9a21b
+# %% ../nbs/22_canvas.ipynb #94d9eda9
 def script(
     name,       # of a module in `static`
     seen=None,  # names of those that are in already
@@ -37,7 +37,7 @@ def script(
             parts.append(re.sub(r'^export ', '', script(other, seen), flags=re.M))
     return '\n'.join([*parts, re.sub(r'^import .*\n', '', text, flags=re.M)])
 
-# %% ../nbs/22_canvas.ipynb #a8dea477
+# %% ../nbs/22_canvas.ipynb #d6bf4aa9
 class Parcel:
     "A message: words, and packed arrays beside them."
     def __init__(self): self.words, self.buffers = {}, []
@@ -53,7 +53,7 @@ class Parcel:
     @property
     def size(self): return sum(map(len, self.buffers)) + len(json.dumps(self.words))
 
-# %% ../nbs/22_canvas.ipynb #afc98eca
+# %% ../nbs/22_canvas.ipynb #2ce3ef6f
 class Talker(anywidget.AnyWidget):
     "A widget that sends what is new, when the browser has drawn what it got before."
     painted = traitlets.Dict().tag(sync=True)  # by the browser: number of the message it drew last, seq of its snapshot, ms it took
@@ -69,7 +69,7 @@ class Talker(anywidget.AnyWidget):
     def news(self): raise NotImplementedError  # a `Parcel` of what the browser does not know yet; then it counts as known
     def forget(self): raise NotImplementedError  # the browser knows nothing
 
-# %% ../nbs/22_canvas.ipynb #04005d3c
+# %% ../nbs/22_canvas.ipynb #954b5a9b
 @patch
 def tell(self: Talker):
     "Send the news, unless nobody listens, the last message is not on the screen yet, or it was too large to follow it at once."
@@ -83,7 +83,7 @@ def tell(self: Talker):
         self._number, self._sent, self._free = self._number + 1, now, now + parcel.size/self.rate
         self.send(parcel.words | dict(number=self._number), parcel.buffers)
 
-# %% ../nbs/22_canvas.ipynb #7e515e96
+# %% ../nbs/22_canvas.ipynb #677c9bb7
 @patch
 def _tell_in(self: Talker, seconds):
     "Tell later, if that is not planned already."
@@ -114,7 +114,7 @@ def hear(self: Talker,
         self._greeted, self._drawn, self._free = True, self._number, 0.
         self.tell()
 
-# %% ../nbs/22_canvas.ipynb #dd7d0ec1
+# %% ../nbs/22_canvas.ipynb #fcba2eee
 @dataclass
 class _Told:
     "What the browser knows."
@@ -122,8 +122,9 @@ class _Told:
     look: object = None                          # a `Look`
     steps: set = field(default_factory=set)      # of the frames it has
     chances: set = field(default_factory=set)    # classes whose probabilities at this look it has
+    changes: int = 0                             # how many moved knobs it has heard of
 
-# %% ../nbs/22_canvas.ipynb #04bf113f
+# %% ../nbs/22_canvas.ipynb #aa2778c0
 class EyesCanvas(Talker):
     "Photographs of eyes under layers of masks, with a time line over a run. It draws in the browser."
     _esm, _css = script('eyes.js'), (STATIC/'canvas.css').read_text(encoding='utf-8')
@@ -134,34 +135,34 @@ class EyesCanvas(Talker):
 
     def __init__(self, **traits):
         self.forget()
-        self._shown, self._look, self._film, self._seq, self._run = None, None, (), 0, 0
+        self._shown, self._look, self._film, self._changes, self._seq, self._run = None, None, (), (), 0, 0
         super().__init__(**traits)
         self.observe(lambda _: self.tell(), 'wanted')
 
     def forget(self): self._told = _Told()
 
-# %% ../nbs/22_canvas.ipynb #7bec4451
+# %% ../nbs/22_canvas.ipynb #08417e82
 @patch
 def begin(self: EyesCanvas,
     shown,  # `Shown`: the eyes
 ):
     "Other eyes, or another run."
     with self._lock:
-        self._shown, self._look, self._film, self._run = shown, None, (), self._run + 1
+        self._shown, self._look, self._film, self._changes, self._run = shown, None, (), (), self._run + 1
         self.tell()
 
 @patch
 def update(self: EyesCanvas,
-    snap,  # a snapshot: shown, look, film, seq
+    snap,  # a snapshot: shown, look, film, changes, seq
 ):
     "Show what is new in a snapshot."
     if snap.shown is None: return
     with self._lock:
         if snap.shown is not self._shown: self._shown, self._run = snap.shown, self._run + 1
-        self._look, self._film, self._seq = snap.look, snap.film, snap.seq
+        self._look, self._film, self._changes, self._seq = snap.look, snap.film, snap.changes, snap.seq
         self.tell()
 
-# %% ../nbs/22_canvas.ipynb #cc25316f
+# %% ../nbs/22_canvas.ipynb #3c38d792
 @patch
 def _add_beginning(self: EyesCanvas, p):
     "Photographs, truth, names and colours."
@@ -170,7 +171,7 @@ def _add_beginning(self: EyesCanvas, p):
     p.words['begin'] = dict(run=f'{id(self)}-{self._run}', n=n, height=height, width=width, classes=s.mask_classes, grades=s.grades,
                             colours=np.asarray(s.mask_colors).tolist(), photographs=p.add(s.images), truth=p.add(s.masks))
 
-# %% ../nbs/22_canvas.ipynb #300613b3
+# %% ../nbs/22_canvas.ipynb #5a2f1fe6
 @patch
 def _add_frames(self: EyesCanvas, p, most=256e3):
     "Frames of the film that the browser has not got, newest first; and which ones are gone."
@@ -184,7 +185,16 @@ def _add_frames(self: EyesCanvas, p, most=256e3):
         most -= len(f.packed)
         if most < 0: break
 
-# %% ../nbs/22_canvas.ipynb #11727c04
+# %% ../nbs/22_canvas.ipynb #0346bca2
+@patch
+def _add_changes(self: EyesCanvas, p):
+    "Knobs that moved, if there are new ones: [step, words]."
+    if len(self._changes) == self._told.changes: return
+    self._told.changes = len(self._changes)
+    say = lambda v: f'{v:.3g}' if isinstance(v, float) else str(v)
+    p.words['changes'] = [[step, name if name == 'switches' else f'{name} {say(old)} → {say(new)}'] for step, name, old, new in self._changes]
+
+# %% ../nbs/22_canvas.ipynb #bff70f47
 @patch
 def _add_look(self: EyesCanvas, p):
     "The latest look, and the probabilities that are wanted of it."
@@ -198,7 +208,7 @@ def _add_look(self: EyesCanvas, p):
     if look.grade_probabilities is not None: p.words['look']['sure'] = look.grade_probabilities.max(1).round(3).tolist()
     if look.step not in told.steps: p.words['look']['masks'] = p.add(look.masks)
 
-# %% ../nbs/22_canvas.ipynb #a52c2fdc
+# %% ../nbs/22_canvas.ipynb #e546c38f
 @patch
 def news(self: EyesCanvas):
     "What the browser does not know yet."
@@ -208,11 +218,12 @@ def news(self: EyesCanvas):
         self._told = _Told(self._shown)
         self._add_beginning(p)
     self._add_frames(p)
+    self._add_changes(p)
     if self._look is not None: self._add_look(p)
     if p.words: p.words['seq'] = self._seq
     return p
 
-# %% ../nbs/22_canvas.ipynb #b074c02f
+# %% ../nbs/22_canvas.ipynb #7640509a
 @patch
 def gif(self: EyesCanvas,
     most=60,    # frames
@@ -228,7 +239,7 @@ def gif(self: EyesCanvas,
         save_film(frames, Path(folder)/'film.gif', seconds)
         return (Path(folder)/'film.gif').read_bytes()
 
-# %% ../nbs/22_canvas.ipynb #f90aa8cc
+# %% ../nbs/22_canvas.ipynb #a0532b06
 @patch
 def page(self: EyesCanvas,
     title='Masks evolving',  # of the page
@@ -243,7 +254,7 @@ def page(self: EyesCanvas,
     return _PAGE.format(title=title, css=self._css, script=script('eyes.js').replace('export default', 'const widget ='), page=script('page.js').replace('export ', ''),
                         traits=json.dumps(traits), messages=json.dumps([message]).replace('</', '<\\/'))
 
-# %% ../nbs/22_canvas.ipynb #deae8e3c
+# %% ../nbs/22_canvas.ipynb #4c27334a
 @patch
 def _everything(self: EyesCanvas):
     "All there is, as one parcel."
@@ -251,6 +262,7 @@ def _everything(self: EyesCanvas):
     if self._shown is None: raise ValueError('there are no eyes yet: run some steps first')
     self._add_beginning(p)
     self._add_frames(p, most=1e12)
+    self._add_changes(p)
     if self._look is not None: self._add_look(p)
     return p
 
@@ -264,7 +276,7 @@ _PAGE = '''<!doctype html>
 window.model = start(widget, document.getElementById('eyes'), {traits}, {messages});
 </script></html>'''
 
-# %% ../nbs/22_canvas.ipynb #a3deafb8
+# %% ../nbs/22_canvas.ipynb #28bc5a11
 @patch
 def hear(self: EyesCanvas, words):
     "A message from the browser: hello, or a wish for a file."
@@ -278,7 +290,7 @@ def _export(self: EyesCanvas, kind):
     except Exception as e: self.send(dict(say=str(e)))
     else: self.send(dict(file=dict(name=f'masks.{"gif" if kind == "gif" else "html"}', mime=mime, buffer=0), say=''), [data])
 
-# %% ../nbs/22_canvas.ipynb #5c6da8aa
+# %% ../nbs/22_canvas.ipynb #0b33805d
 def chart_points(
     points,     # [[x, y], ...] in the order of x; y may be None
     limit=400,  # how many may stay
@@ -292,7 +304,7 @@ def chart_points(
         a = a[sorted(keep)]
     return [[float(f'{x:.7g}'), float(f'{y:.4g}') if np.isfinite(y) else None] for x, y in a]
 
-# %% ../nbs/22_canvas.ipynb #32223e73
+# %% ../nbs/22_canvas.ipynb #cf4e93b1
 class Chart(Talker):
     "A line chart that the browser draws: hover or arrow keys read it, the legend switches series."
     _esm, _css = script('chart.js'), EyesCanvas._css

@@ -31,7 +31,7 @@ def run(n=4, size=64, steps=range(0, 50, 10)):
     "A snapshot of a run that has been looked at at these steps."
     shown = show_eyes(embedded(12, seed=3, size=size), torch.arange(n), crop=size)
     seen = list(looks(shown, steps))
-    return SimpleNamespace(seq=7, shown=shown, looks=seen, look=seen[-1], film=tuple(map(make_frame, seen)))
+    return SimpleNamespace(seq=7, shown=shown, looks=seen, look=seen[-1], film=tuple(map(make_frame, seen)), changes=())
 
 
 class Stage:
@@ -192,6 +192,15 @@ def test_plays_to_the_end(stage):
     stage.until(lambda: stage.js('() => steps.at(-1)') == 40 and stage.page.get_attribute('.jointseg-play', 'aria-label') == 'play the film')
     steps = stage.js('() => steps')
     assert sorted(steps) == steps and set(steps) == {0, 10, 20, 30, 40}
+
+
+def test_a_moved_knob_leaves_a_tick(stage):
+    stage.snap.changes = ((20, 'lr_ratio', 1., 30.),)
+    stage.widget.update(stage.snap)
+    stage.until(lambda: stage.page.locator('.jointseg-ticks i').count() == 1)
+    assert stage.page.get_attribute('.jointseg-ticks i', 'title') == 'lr_ratio 1 → 30'
+    tick, line = (stage.page.locator(f'.jointseg-{s}').bounding_box() for s in ('ticks i', 'timeline'))
+    assert abs(tick['x'] + tick['width']/2 - line['x'] - line['width']/2) < 2 # frame 3 of 5
 
 
 def test_thinned_frames_leave_the_browser(stage):

@@ -27,7 +27,7 @@ class Eyes {
   }
 
   clear() {
-    Object.assign(this, { begun: null, truth: null, photographs: null, film: new Film(), look: null, number: 0, seq: 0 });
+    Object.assign(this, { begun: null, truth: null, photographs: null, film: new Film(), look: null, changes: [], number: 0, seq: 0 });
   }
 
   tell(news) { for (const f of this.listeners) f(news); }
@@ -41,6 +41,7 @@ class Eyes {
       this.clear();
       Object.assign(this, { begun: begin, photographs, truth });
     }
+    if (words.changes) this.changes = words.changes; // knobs that moved: [step, words]
     if (gone) this.film.drop(gone);
     for (const f of frames ?? []) this.film.add({ step: f.step, grades: f.grades, packed: packed(f.masks) });
     if (look) {
@@ -263,7 +264,7 @@ class EyesView {
     this.live = make('button', { type: 'button', class: 'jointseg-live', 'aria-pressed': 'true', title: 'follow the run' }, 'live');
     this.speed = make('input', { type: 'range', class: 'jointseg-speed', min: 1, max: 60, 'aria-label': 'speed of the film, frames a second' });
     this.speedWords = make('output', { class: 'jointseg-words' });
-    const line = make('div', { class: 'jointseg-row jointseg-times' }, this.play, this.time, this.frame, this.live, make('label', { class: 'jointseg-quiet' }, this.speed, this.speedWords));
+    const line = make('div', { class: 'jointseg-row jointseg-times' }, this.play, make('div', { class: 'jointseg-line' }, this.time, this.ticks = make('div', { class: 'jointseg-ticks' })), this.frame, this.live, make('label', { class: 'jointseg-quiet' }, this.speed, this.speedWords));
     this.layerRow = make('div', { class: 'jointseg-row jointseg-layers', role: 'group', 'aria-label': 'layers' }, ...Object.keys(LAYERS).map(n => this.buildLayer(n)));
     this.classRow = make('div', { class: 'jointseg-row jointseg-classes', role: 'group', 'aria-label': 'lesions' });
     this.said = make('div', { class: 'jointseg-hidden', 'aria-live': 'polite' });
@@ -394,7 +395,10 @@ class EyesView {
       return box ? { x: (e.clientX - box.left) / box.width, y: (e.clientY - box.top) / box.height, box } : { x: 0.5, y: 0.5, box: grid.getBoundingClientRect() };
     };
     grid.addEventListener('wheel', e => {
-      if (!e.ctrlKey && !e.metaKey && !grid.contains(document.activeElement)) return; // the page scrolls, until an eye is clicked
+      if (!e.ctrlKey && !e.metaKey && !grid.contains(document.activeElement)) { // the page scrolls, until an eye is clicked
+        this.hint('click an eye first, or hold Ctrl, to zoom by the wheel');
+        return;
+      }
       e.preventDefault();
       this.zoomBy(Math.exp(-e.deltaY * (e.deltaMode ? 0.05 : 0.0016)), inEye(e));
     }, { passive: false });
@@ -428,6 +432,14 @@ class EyesView {
     this.time.addEventListener('input', () => { this.pause(); this.goToFrame(Number(this.time.value)); });
     this.time.addEventListener('change', () => this.say(0));
     this.speed.addEventListener('input', () => this.set({ speed: Number(this.speed.value) }));
+  }
+
+  /** A word under the eyes, for some seconds. */
+  hint(words) {
+    this.hinted = words;
+    clearTimeout(this.hintTimer);
+    this.hintTimer = setTimeout(() => { this.hinted = null; this.later(); }, 3000);
+    this.later();
   }
 
   setView(view) {
@@ -533,6 +545,7 @@ class EyesView {
     const last = Math.max(0, film.length - 1);
     if (Number(this.time.max) !== last) this.time.max = last;
     if (Number(this.time.value) !== (live ? last : at)) this.time.value = live ? last : at;
+    this.showTicks();
     const words = shot ? `step ${shot.step}` : 'no masks yet';
     if (this.frame.textContent !== words) this.frame.textContent = words;
     this.time.setAttribute('aria-valuetext', `${words}${live ? ', live' : `, frame ${at + 1} of ${film.length}`}`);
@@ -543,9 +556,17 @@ class EyesView {
       this.play.setAttribute('aria-label', this.playing ? 'pause the film' : 'play the film');
     }
     const lacking = this.options.layers.probability.on && shot && !shot.probabilities?.[this.options.probabilityOf];
-    this.note.textContent = this.problem ?? (lacking ? (live ? 'probabilities come with the next look' : 'probabilities are kept of the latest look only: press live') : '');
+    this.note.textContent = this.problem ?? this.hinted ?? (lacking ? (live ? 'probabilities come with the next look' : 'probabilities are kept of the latest look only: press live') : '');
     for (const [i, tile] of this.tiles.entries()) this.caption(tile, begun.grades[i], shot?.grades?.[i], shot?.sure?.[i]);
     this.say(live && !this.playing ? 10000 : 1500);
+  }
+
+  /** A tick under the time line where a knob moved: its title says which. */
+  showTicks() {
+    const { film, changes } = this.eyes, key = `${film.length} ${film.frames[0]?.step} ${film.frames[film.length - 1]?.step} ${changes.length}`;
+    if (this.ticks.dataset.key === key) return;
+    this.ticks.dataset.key = key;
+    this.ticks.replaceChildren(...(film.length < 2 ? [] : changes.map(([step, title]) => make('i', { title, style: `left: ${100 * film.at(step) / (film.length - 1)}%` }))));
   }
 
   caption(tile, truth, said, sure) {
