@@ -14,7 +14,7 @@ from jointseg_nb.agents import JointSeg
 from jointseg_nb.data import embedded
 from jointseg_nb.fit import Interrupted, asked_to_stop, fit
 from jointseg_nb.recipes import recipe
-from jointseg_nb.runs import Run, RunFailed, RunWarning, pack, read_checkpoint, read_history, unpack, write_checkpoint
+from jointseg_nb.runs import Run, RunFailed, RunWarning, _json_sha256, pack, read_checkpoint, read_history, unpack, write_checkpoint
 
 import processes
 
@@ -446,6 +446,33 @@ def test_an_edited_recipe_is_refused_by_every_checkpoint(eyes, stopped):
     with pytest.raises(ValueError, match='lr=0.2 there, lr=0.1 here'): fit(None, stopped, eyes, resume=True, **QUIET)
 
 
+def older(stopped, *fields):
+    "The run as a version of the package left it that did not know these fields."
+    own = json.loads((stopped/'recipe.json').read_text())
+    (stopped/'recipe.json').write_text(json.dumps({k: v for k, v in own.items() if k not in fields}))
+    for p in (stopped/'checkpoints').glob('*.json'):
+        c = json.loads(p.read_text())
+        for known in (c['recipe'], c['state']['trainer']['values']):
+            for k in fields: known.pop(k, None)
+        del c['sha256']
+        p.write_text(json.dumps(c | dict(sha256=_json_sha256(c))))
+
+
+def test_a_run_from_before_a_field_goes_on_with_its_default(eyes, straight, stopped):
+    older(stopped, 'rotate', 'focal_gamma')
+    with pytest.warns(RunWarning, match=r"before recipes had focal_gamma, rotate; .*focal_gamma=2.0, rotate=0.0"): fit(None, stopped, eyes, resume=True, **QUIET)
+    assert_same_run(stopped, straight)
+
+
+def test_a_checkpoint_of_tomorrow_is_refused_by_the_names_of_its_fields(eyes, stopped):
+    for p in (stopped/'checkpoints').glob('*.json'):
+        c = json.loads(p.read_text())
+        c['recipe'] |= dict(of_tomorrow=1, and_another=2)
+        del c['sha256']
+        p.write_text(json.dumps(c | dict(sha256=_json_sha256(c))))
+    with pytest.raises(ValueError, match='its recipe has and_another, of_tomorrow, which this version'): fit(None, stopped, eyes, resume=True, **QUIET)
+
+
 def test_other_photographs_are_refused(eyes, stopped):
     other = embedded(20, seed=4, size=32)
     with pytest.raises(ValueError, match='put back the same files'): fit(None, stopped, other, resume=True, **QUIET)
@@ -470,7 +497,7 @@ def test_a_history_that_is_none_steps_aside(eyes, stopped):
 
 
 @pytest.mark.parametrize('name, text, said', [('run.json', None, 'cannot be read'), ('run.json', '{"data": [', 'cannot be read'), ('run.json', '[]', 'no JSON object'),
-                                              ('recipe.json', '{"lr": ', 'is not JSON'), ('recipe.json', '{"lr": 0.2, "of_tomorrow": 1}', "'of_tomorrow' is no field")])
+                                              ('recipe.json', '{"lr": ', 'is not JSON'), ('recipe.json', '{"lr": 0.2, "of_tomorrow": 1, "and_another": 2}', "and_another, of_tomorrow: no field")])
 def test_a_damaged_folder_is_named_and_nothing_is_touched(eyes, stopped, name, text, said):
     (stopped/name).unlink() if text is None else (stopped/name).write_text(text)
     before = {f: f.read_bytes() for f in stopped.rglob('*') if f.is_file()}

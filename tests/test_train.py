@@ -203,6 +203,49 @@ def test_sets_are_joined(folder, tmp_path):
     with pytest.raises((ValueError, OSError), match='other'): fit(None, tmp_path/'run', resume=True, device='cpu', progress=False)
 
 
+def test_each_set_may_lie_in_a_way_of_its_own(folder, tmp_path, monkeypatch, capsys):
+    asked, real = [], room.read
+    def read(path, **how):
+        asked.append((path, how.get('layout'), how.get('task')))
+        return real(path, **how)
+    monkeypatch.setattr(room, 'read', read)
+    monkeypatch.chdir(folder.parent)
+    data = ['--data', f'folder={folder.name}', '--data', 'embedded:12']
+    commands.train([*data, '--out', str(tmp_path/'run'), '--cache', 'off', *TINY, '--size', '64', '--steps', '1'])
+    monkeypatch.chdir(tmp_path)
+    assert len(run_source(tmp_path/'run')[1]) == 52
+    assert asked == [(folder.name, 'folder', None), (str(folder), 'folder', None)]   # kept in full
+    for data, said in (('idird=' + str(folder), "'idird' is no layout"), ('folder=nowhere', 'is not there'), (f'folder:grading={folder}', "task='grading': the layout 'folder'")):
+        code, text = refused(capsys, '--data', data, '--out', tmp_path/'other', *TINY)
+        assert code == 2 and said in text and not (tmp_path/'other').exists()
+    (tmp_path/'a=b').mkdir()
+    assert room.named_set(tmp_path/'a=b') == (str(tmp_path/'a=b'), {})
+
+
+def test_a_set_up_of_the_live_lab_trains(tmp_path, capsys):
+    from jointseg_nb.presets import Given, setup_json, setup_string
+    tiny = recipe('pocket', size=32, crop=32, pad=2, steps=2, clf_batch=4, seg_batch=4, precision='float32', lr_ratio=3.)
+    none = ((False,)*4,)*3
+    said = setup_string(setup_json(tiny, Given(n_source=30), none))
+    commands.train(['--setup', said, '--out', str(tmp_path/'run'), '--device', 'cpu', '--clf-batch', '5'])
+    own, source = run_source(tmp_path/'run')
+    assert (own.lr_ratio, own.clf_batch, len(source)) == (3., 5, 30)
+    assert 'switches' in read_history(tmp_path/'run')[0]['knobs']
+    for args, text in ((['--setup', 'js1:nothing'], 'setup'), (['--setup', said, '--recipe', 'paper'], 'recipe and setup do not go together')):
+        assert refused(capsys, '--out', tmp_path/'other', *args)[0] == 2
+
+
+def test_who_never_trained_has_nothing_to_say(folder, tmp_path, capsys):
+    commands.train(['--data', str(folder), '--out', str(tmp_path/'run'), *TINY, '--agents', 'segmenter'])
+    assert JointSeg.load(tmp_path/'run').meta['agents'] == ['segmenter'] == json.loads((tmp_path/'run'/'metrics.json').read_text())['agents']
+    capsys.readouterr()
+    commands.predict([str(tmp_path/'run'), str(next((folder/'images').iterdir())), '--out', str(tmp_path/'out'), '--device', 'cpu'])
+    out, err = capsys.readouterr()
+    assert 'not graded' in out and 'the classifier of this network never trained' in err
+    commands.evaluate([str(tmp_path/'run'), '--device', 'cpu'])
+    assert 'the classifier of this network never trained' in capsys.readouterr().err
+
+
 def test_options_of_reading_reach_the_reader_and_the_resumed_run(folder, tmp_path, monkeypatch):
     asked, real = [], room.read
     def read(path, **how):
@@ -222,6 +265,27 @@ def test_tensorboard(folder, tmp_path):
     assert {'clf_loss', 'seg_loss', 'cosine', 'lesion_miou', 'lr_clf_M'} <= set(read.Tags()['scalars'])
     logged = {s.step: s.value for s in read.Scalars('seg_loss')}
     assert logged == pytest.approx({int(r['step']): r['seg_loss'] for r in read_history(tmp_path/'run')}, rel=1e-6)
+
+
+def test_tensorboard_is_remembered(folder, tmp_path):
+    pytest.importorskip('tensorboard')
+    out, files = tmp_path/'run', lambda: len(list((tmp_path/'run'/'tensorboard').glob('*')))
+    stop_after(3, folder, out, log='tensorboard')
+    assert files() == 1
+    stop_after(1, None, out, resume=True)
+    assert files() == 2
+    stop_after(1, None, out, resume=True, log='none')
+    commands.train(['--out', str(out), '--resume'])
+    assert files() == 2
+
+
+def stop_after(n, data, out, resume=False, log=None):
+    "A training in this process that is interrupted after n steps."
+    tiny, seen = recipe('pocket', size=32, crop=32, pad=2, steps=6, clf_batch=4, seg_batch=4, precision='float32'), []
+    def listen(row):
+        seen.append(row)
+        if len(seen) == n: os.kill(os.getpid(), signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt): fit(None if resume else tiny, out, None if data is None else str(data), device='cpu', progress=False, resume=resume, log=log, listeners=[listen])
 
 
 def test_tensorboard_that_is_not_installed(folder, tmp_path, monkeypatch, capsys):
