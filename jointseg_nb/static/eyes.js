@@ -234,20 +234,18 @@ class EyesView {
     this.view ??= { ...VIEW, ...this.model.get('view') };
   }
 
-  /** Change some options; they are drawn at once, and told to the kernel when the hand rests. */
+  /** Change some options; what follows from that happens where the change is heard. */
   set(changes) {
-    Object.assign(this.options, changes);
-    this.showOptions();
-    this.layout();
-    this.later();
-    this.share('options', () => this.options);
+    this.share('options', { ...this.options, ...changes });
     const p = this.options.layers.probability.on ? [`probability:${this.options.probabilityOf}`] : [];
     if (JSON.stringify(this.model.get('wanted')) !== JSON.stringify(p)) { this.model.set('wanted', p); this.model.save_changes(); }
   }
 
-  share(name, value, wait = 250) {
-    clearTimeout(this[`${name}Timer`]);
-    this[`${name}Timer`] = setTimeout(() => { this.model.set(name, JSON.parse(JSON.stringify(value()))); this.model.save_changes(); }, wait);
+  /** A trait that other views in this page see at once, and the kernel when the hand rests. */
+  share(name, value) {
+    this.model.set(name, value);
+    clearTimeout(this.shareTimer);
+    this.shareTimer = setTimeout(() => this.model.save_changes(), 250);
   }
 
   setLayer(name, changes) { this.set({ layers: { ...this.options.layers, [name]: { ...this.options.layers[name], ...changes } } }); }
@@ -373,13 +371,15 @@ class EyesView {
     const b = this.eyes.begun, width = this.grid.clientWidth, panes = this.panes().length, { large } = this.options;
     if (!b || !width) return;
     const tall = window.parent === window ? window.innerHeight : 0.8 * screen.availHeight; // a frame may be as high as what is in it
-    const gap = 6, words = 24, least = panes > 1 ? 96 : large ? 320 : 200, most = tall * (large ? 0.95 : panes > 1 ? 0.6 : 0.45);
-    let best = 0, columns = 1;
-    for (let c = 1; c <= b.n; c++) {
-      const byWidth = (width - (c - 1) * gap) / c, byHeight = (most / Math.ceil(b.n / c) - words) / panes * b.width / b.height;
-      const side = Math.floor(Math.min(byWidth, Math.max(byHeight, least)));
-      if (side > best + 0.5) [best, columns] = [side, c];
+    const gap = 6, words = 24, most = tall * (large ? 0.95 : panes > 1 ? 0.6 : 0.45), least = panes > 1 ? 96 : large ? 320 : 150;
+    const byWidth = c => (width - (c - 1) * gap) / c, byHeight = c => (most / Math.ceil(b.n / c) - words) / panes * b.width / b.height;
+    const counts = Array.from({ length: b.n }, (_, i) => i + 1), fit = c => Math.min(byWidth(c), byHeight(c));
+    let columns = counts.reduce((a, c) => fit(c) > fit(a) + 0.5 ? c : a), best = fit(columns);
+    if (best < least) { // then higher than that, in as few rows as there are eyes of the least size in the width
+      columns = counts.filter(c => byWidth(c) >= least).pop() ?? 1;
+      best = Math.min(byWidth(columns), least);
     }
+    best = Math.floor(best);
     this.columns = columns;
     this.grid.classList.toggle('jointseg-narrow', best < 175);
     this.grid.style.gridTemplateColumns = `repeat(${columns}, ${best}px)`;
@@ -446,7 +446,7 @@ class EyesView {
     const zoom = clamp(view.zoom, 1, 40), half = 0.5 / zoom;
     this.view = { zoom, x: clamp(view.x, half, 1 - half), y: clamp(view.y, half, 1 - half) };
     this.later();
-    this.share('view', () => this.view);
+    this.share('view', this.view);
   }
 
   /** Zoom about a point of the picture, given as fractions of what is seen. */
@@ -468,7 +468,7 @@ class EyesView {
   goTo(step, tell = true) {
     this.step = step == null || step < 0 ? null : step;
     this.later();
-    if (tell) this.share('at', () => this.step ?? -1);
+    if (tell) this.share('at', this.step ?? -1);
   }
 
   goToFrame(i) {
