@@ -114,8 +114,9 @@ def thin(
     while len(rows) > limit:
         ends = limit//8
         mid = rows[ends:-ends]
-        plain = sum('miou' not in r for r in mid) > len(mid)//4
-        mid = [r for i, r in enumerate(mid) if i%2 or (plain and 'miou' in r)]
+        plain = [i for i, r in enumerate(mid) if 'miou' not in r]
+        gone = set(plain[::2] if len(plain) > len(mid)//4 else range(0, len(mid), 2))
+        mid = [r for i, r in enumerate(mid) if i not in gone]
         rows = [*rows[:ends], *mid, *rows[-ends:]]
     return rows
 
