@@ -13,7 +13,7 @@ __all__ = ['STYLE', 'VIEWS', 'page', 'words', 'table', 'bar', 'picture', 'status
 # %% ../nbs/23_views.ipynb #93c83240
 import base64, html, io
 from dataclasses import dataclass
-from statistics import mean, stdev
+from functools import lru_cache
 
 # %% ../nbs/23_views.ipynb #ea0c173a
 import numpy as np
@@ -83,13 +83,20 @@ def picture(
     most=1400,  # bytes that a photograph may take
 ):  # HTML
     "A small picture, with the text for those who cannot see it."
-    im, kind, side = Image.fromarray(array), 'png' if array.ndim == 2 else 'jpeg', side or array.shape[1]
+    (h, w), source = array.shape[:2], _packed(array.tobytes(), array.shape, most)
+    side = side or w
+    return f'<img class="{css}" width={side} height={round(side*h/w)} alt="{words(said)}" src="{source}">'
+
+# %% ../nbs/23_views.ipynb #7d68c1cd
+@lru_cache(maxsize=96)
+def _packed(pixels, shape, most):
+    "The pixels as the address of an image: data that stand in the page itself."
+    im, kind = Image.fromarray(np.frombuffer(pixels, np.uint8).reshape(shape)), 'png' if len(shape) == 2 else 'jpeg'
     for quality in (80, 65, 50, 35, 20):
         file = io.BytesIO()
         im.save(file, kind, **(dict(optimize=True) if kind == 'png' else dict(quality=quality)))
         if kind == 'png' or file.tell() <= most: break
-    data = base64.b64encode(file.getvalue()).decode()
-    return f'<img class="{css}" width={side} height={round(side*array.shape[0]/array.shape[1])} alt="{words(said)}" src="data:image/{kind};base64,{data}">'
+    return f'data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}'
 
 # %% ../nbs/23_views.ipynb #0e29cbbf
 def status_view(
@@ -255,7 +262,7 @@ def recent(
     "Where a noisy curve stands now."
     last = [v for v in values if v is not None][-n:]
     if len(last) < 3: return None
-    return mean(last), 2*stdev(last)/len(last)**.5, len(last)
+    return float(np.mean(last)), float(2*np.std(last, ddof=1)/len(last)**.5), len(last)
 
 def trend(
     values,  # floats
@@ -389,7 +396,8 @@ def noise_words(
     lost = [n for n, s in zip(study.label_names, study.survives) if not s]
     wrong = [(t, g, s) for t, g, s, w in zip(study.true, study.given, study.said, study.wrong) if w]
     true, given = sum(s == t for t, g, s in wrong), sum(s == g for t, g, s in wrong)
-    back = 'of every grade the true one is still the commonest label, so a perfect learner could see through the noise' if not lost else f"what is taught for {', '.join(lost)} is most often something else, which no learner can get back"
+    back = 'of every grade the true one is still the commonest label, so a perfect learner could see through the noise'
+    if lost: back = f"what is taught for {', '.join(lost)} is most often something else, which no learner can get back"
     fooled = f' Of the {len(wrong)} with a wrong label below the classifier says the truth for {true}, what it was taught for {given}, something else for {len(wrong) - true - given}.' if wrong else ''
     return f'{study.n_wrong} of {study.n} labels are wrong (noise {study.fraction:.2f}, {study.kind}); {back}.{fooled}'
 
@@ -408,7 +416,7 @@ def _sample_item(thumb, name, true, given, said, wrong):
     "One photograph of the sample."
     label = f'{words(true)} → <b>{words(given)}</b>' if wrong else words(true)
     what = f'{name}: truly {true}, taught {given}, the classifier says {said}'
-    return f'<li><figure style="width:86px">{picture(thumb, what, 48, "wrong" if wrong else "")}<figcaption>{label}<br>{"✓" if said == true else "✗"} {words(said)}</figcaption></figure></li>'
+    return f'<li><figure style="width:86px">{picture(thumb, what, 48, "wrong" if wrong else "", most=1000)}<figcaption>{label}<br>{"✓" if said == true else "✗"} {words(said)}</figcaption></figure></li>'
 
 # %% ../nbs/23_views.ipynb #1117f057
 def confusion_view(
@@ -440,8 +448,8 @@ def calm_words(
     if not moved: return 'The noise has not moved in this run: try 0.8, and compare before with after.'
     step, _, old, new = moved[-1]
     said = []
-    for name, column in (('Top-1', 'top1'), ('lesion mIoU', 'lesion_miou')):
-        scored = [(r['step'], r[column]) for r in snap.history if r.get(column) is not None]
+    for name, score in (('Top-1', 'top1'), ('lesion mIoU', 'lesion_miou')):
+        scored = [(r['step'], r[score]) for r in snap.history if r.get(score) is not None]
         before, after = [v for s, v in scored if s <= step], [v for s, v in scored if s > step]
         if before and after: said.append(f'{name} {before[-1]:.2f} → {after[-1]:.2f}')
     return f"Since the noise went from {old:.2f} to {new:.2f} at step {step}: {', '.join(said) or 'not evaluated yet'}."
@@ -456,8 +464,9 @@ def runs_table(
     rows = [[f, *(show(getattr(r.recipe, f)) for r in runs)] for f in settings]
     if len({r.data for r in runs}) > 1: rows.append(['photographs', *(words(r.data) for r in runs)])
     rows += [['knobs moved', *(words(len(r.changes)) for r in runs)], ['steps', *(words(r.step) for r in runs)]]
-    scores = {'best lesion mIoU': [r.best.get('lesion_miou') for r in runs], '– at step': [r.best.get('step') for r in runs], 'last lesion mIoU': [r.scores.get('lesion_miou') for r in runs],
-              'last Top-1': [r.scores.get('top1') for r in runs], 'last mIoU': [r.scores.get('miou') for r in runs]}
+    best, last = ([getattr(r, which) for r in runs] for which in ('best', 'scores'))
+    scores = {'best lesion mIoU': column(best, 'lesion_miou'), '– at step': column(best, 'step'), 'last lesion mIoU': column(last, 'lesion_miou'),
+              'last Top-1': column(last, 'top1'), 'last mIoU': column(last, 'miou')}
     if len(runs) == 2: rows = [[*row, ''] for row in rows]
     rows += [[name, *_marked(values, name != '– at step')] for name, values in scores.items()]
     return table('Runs of this session: what differs, and what came of it', ['', *(r.name for r in runs), *['difference']*(len(runs) == 2)], rows)
@@ -489,7 +498,8 @@ def race_view(
 ):  # dict, a chart
     "The lesion mIoU of this run and of the ones before it."
     runs = [*snap.runs, summary(snap)][-most:] if snap.recipe else []
-    series = [line(r.history, column(r.history, 'lesion_miou'), r.name, str(k), dash=k < len(runs), width=2.4 if k == len(runs) else 1.4) for k, r in enumerate(runs, 1)]
+    looks = lambda k: dict(dash=k < len(runs), width=2.4 if k == len(runs) else 1.4)
+    series = [line(r.history, column(r.history, 'lesion_miou'), r.name, str(k), **looks(k)) for k, r in enumerate(runs, 1)]
     return chart('Runs side by side', 'lesion mIoU on held-out eyes', series, (), race_words(series), y_range=[0, 1])
 
 def race_words(
@@ -511,14 +521,21 @@ def photo_view(
     "A photograph of one's own as the network sees it, segmented and graded now."
     p = snap.photo
     if p is None: return page('<p><i>Give a photograph to see it graded and segmented by the network as it is now.</i></p>')
-    side, names = 224, snap.shown.mask_classes if snap.shown else ()
-    colors = snap.shown.mask_colors if snap.shown else None
-    small = [np.asarray(Image.fromarray(a).resize((side, side), Image.Resampling.BILINEAR if a.shape[0] > side else Image.Resampling.NEAREST)) for a in (p.image, overlay(p.image, p.mask, colors, tint=0.55))]
+    names, colors = (snap.shown.mask_classes, snap.shown.mask_colors) if snap.shown else ((), None)
     found = {n: float((p.mask == k).mean()) for k, n in enumerate(names) if k and (p.mask == k).any()}
-    lesions = table('Lesions', ['lesion', 'share of the picture'], [[words(n), f'{v:.2%}'] for n, v in sorted(found.items(), key=lambda f: -f[1])]) if found else '<p>No lesion is painted.</p>'
-    grades = table('Grades', ['grade', 'probability', 'of 1'], [[words(n), words(v), bar(v, f'{v:.0%}')] for n, v in zip(p.label_names, p.probabilities)]) if p.probabilities else ''
-    seen = picture(small[0], f'{p.name} as the network sees it', most=16_000) + picture(small[1], f"the same with the predicted lesions: {', '.join(found) or 'none'}", most=16_000)
-    return page(f'<p><b>{words(p.name)}</b> at step {p.step}. <small>{words(p.note)}. A network in training: no diagnosis.</small></p><div class=row>{seen}{grades}{lesions}</div>')
+    rows = [[words(n), f'{v:.2%}'] for n, v in sorted(found.items(), key=lambda f: -f[1])]
+    lesions = table('Lesions', ['lesion', 'share of the picture'], rows) if found else '<p>No lesion is painted.</p>'
+    grades = [[words(n), words(v), bar(v, f'{v:.0%}')] for n, v in zip(p.label_names, p.probabilities)]
+    said = f"the same with the predicted lesions: {', '.join(found) or 'none'}"
+    seen = _enlarged(p.image, f'{p.name} as the network sees it') + _enlarged(overlay(p.image, p.mask, colors, tint=0.55), said)
+    head = f'<p><b>{words(p.name)}</b> at step {p.step}. <small>{words(p.note)}. A network in training: no diagnosis.</small></p>'
+    return page(head, f'<div class=row>{seen}{table("Grades", ["grade", "probability", "of 1"], grades) if grades else ""}{lesions}</div>')
+
+# %% ../nbs/23_views.ipynb #686c4e4c
+def _enlarged(array, said, side=224):
+    "A photograph at the size of the page."
+    how = Image.Resampling.BILINEAR if len(array) > side else Image.Resampling.NEAREST
+    return picture(np.asarray(Image.fromarray(array).resize((side, side), how)), said, most=16_000)
 
 # %% ../nbs/23_views.ipynb #963642a7
 @dataclass(frozen=True)
