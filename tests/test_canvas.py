@@ -270,7 +270,7 @@ def test_probability_is_asked_for_and_comes(stage):
     stage.until(lambda: stage.widget.wanted == [f'probability:{c}'] and at_eye_size(stage.pixels()).any())
     assert (at_eye_size(stage.pixels()).any(2) == (stage.snap.look.masks[0] == c)).all()
     stage.wind(0)
-    stage.until(lambda: 'latest look' in stage.page.inner_text('.jointseg-note'))
+    stage.until(lambda: 'latest look' in stage.page.inner_text('.jointseg-canvas-note'))
 
 
 def test_reload_finds_everything_again(stage):

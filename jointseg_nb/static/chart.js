@@ -59,7 +59,7 @@ class ChartView {
     this.legend = make('div', { class: 'jointseg-legend', role: 'group', 'aria-label': 'series' });
     this.plot = make('div', { class: 'jointseg-plot', tabindex: 0, role: 'group', 'aria-label': 'chart', 'aria-description': 'left and right arrow keys read the values' });
     this.read = make('div', { class: 'jointseg-read', hidden: true });
-    this.said = make('div', { class: 'jointseg-hidden', 'aria-live': 'polite' });
+    this.said = make('div', { class: 'jointseg-canvas-hidden', 'aria-live': 'polite' });
     this.title = make('div', { class: 'jointseg-title' });
     this.root = make('div', { class: 'jointseg-chart', 'data-lm-suppress-shortcuts': 'true' }, make('div', { class: 'jointseg-head' }, this.title, this.legend), this.plot, this.said);
     el.append(this.root);

@@ -261,12 +261,12 @@ class EyesView {
     this.frame = make('output', { class: 'jointseg-frame' }, 'no masks yet');
     this.live = make('button', { type: 'button', class: 'jointseg-live', 'aria-pressed': 'true', title: 'follow the run' }, 'live');
     this.speed = make('input', { type: 'range', class: 'jointseg-speed', min: 1, max: 60, 'aria-label': 'speed of the film, frames a second' });
-    this.speedWords = make('output', { class: 'jointseg-words' });
-    const line = make('div', { class: 'jointseg-row jointseg-times' }, this.play, make('div', { class: 'jointseg-line' }, this.time, this.ticks = make('div', { class: 'jointseg-ticks' })), this.frame, this.live, make('label', { class: 'jointseg-quiet' }, this.speed, this.speedWords));
-    this.layerRow = make('div', { class: 'jointseg-row jointseg-layers', role: 'group', 'aria-label': 'layers' }, ...Object.keys(LAYERS).map(n => this.buildLayer(n)));
-    this.classRow = make('div', { class: 'jointseg-row jointseg-classes', role: 'group', 'aria-label': 'lesions' });
-    this.said = make('div', { class: 'jointseg-hidden', 'aria-live': 'polite' });
-    this.note = make('div', { class: 'jointseg-note', role: 'status' });
+    this.speedWords = make('output', { class: 'jointseg-canvas-words' });
+    const line = make('div', { class: 'jointseg-canvas-row jointseg-canvas-times' }, this.play, make('div', { class: 'jointseg-canvas-line' }, this.time, this.ticks = make('div', { class: 'jointseg-ticks' })), this.frame, this.live, make('label', { class: 'jointseg-canvas-quiet' }, this.speed, this.speedWords));
+    this.layerRow = make('div', { class: 'jointseg-canvas-row jointseg-layers', role: 'group', 'aria-label': 'layers' }, ...Object.keys(LAYERS).map(n => this.buildLayer(n)));
+    this.classRow = make('div', { class: 'jointseg-canvas-row jointseg-classes', role: 'group', 'aria-label': 'lesions' });
+    this.said = make('div', { class: 'jointseg-canvas-hidden', 'aria-live': 'polite' });
+    this.note = make('div', { class: 'jointseg-canvas-note', role: 'status' });
     this.root = make('div', { class: 'jointseg-canvas', 'data-lm-suppress-shortcuts': 'true' },
       this.grid, line, this.layerRow, this.classRow, this.buildMore(button), this.note, this.said);
     this.el.append(this.root);
@@ -298,8 +298,8 @@ class EyesView {
     const zooms = [button('zoom-out', 'zoom out (−)', icon('minus')), button('zoom-in', 'zoom in (+)', icon('plus')), button('zoom-reset', 'the whole eye (0)', icon('fit'))];
     this.large = make('button', { type: 'button', class: 'jointseg-large', title: 'give the eyes more of the page', onclick: () => this.set({ large: !this.options.large }) }, 'larger');
     const save = (kind, words, title) => make('button', { type: 'button', class: `jointseg-export-${kind}`, title, hidden: !!this.model.get('alone'), onclick: () => this.ask(kind) }, words);
-    return make('div', { class: 'jointseg-row jointseg-more' }, ...zooms, this.large, ...Object.values(this.choices), make('label', {}, this.patterns, 'patterns'),
-      make('span', { class: 'jointseg-push' }), save('gif', 'GIF', 'save the film as an animated GIF'), save('html', 'HTML', 'save the film as a page that needs nothing else'));
+    return make('div', { class: 'jointseg-canvas-row jointseg-canvas-more' }, ...zooms, this.large, ...Object.values(this.choices), make('label', {}, this.patterns, 'patterns'),
+      make('span', { class: 'jointseg-canvas-push' }), save('gif', 'GIF', 'save the film as an animated GIF'), save('html', 'HTML', 'save the film as a page that needs nothing else'));
   }
 
   /** Every control shows where its option stands. */
