@@ -17,7 +17,7 @@ from fastcore.basics import patch
 
 # %% ../nbs/24_knobs.ipynb #71f8b603
 from .cooperate import LIVE
-from .recipes import CHOICES, RANGES, field_comments
+from .recipes import CHOICES, RANGES
 
 # %% ../nbs/24_knobs.ipynb #4e32facf
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Setting:
     high: float = 1.    # highest value, likewise
     step: float = 0.05  # of a slider or a typed number
     options: tuple = () # to choose from; empty: what the recipe allows
-    tip: str = ''       # what it is; empty: the recipe's comment
+    tip: str = ''       # what it is, for the tooltip
 
 # %% ../nbs/24_knobs.ipynb #f4b8b400
 LIVE_SETTINGS = (
@@ -50,17 +50,17 @@ NEW_SETTINGS = (
     Setting('size', 'size, px', 'whole', 16, 4096, 16, tip='Side of the photographs; crop and padding go with it'),
     Setting('labels', 'labels', 'whole', tip='How many graded photographs the classifier may see; 0: all'),
     Setting('masks', 'masks', 'whole', tip='How many masks the segmenter may see; 0: all'),
-    Setting('net', 'network', 'choice'),
-    Setting('stem_stride', 'stem stride', 'choice'),
+    Setting('net', 'network', 'choice', tip='How wide it is: small, base or wide (II-B)'),
+    Setting('stem_stride', 'stem stride', 'choice', tip='1: tiny lesions live at full size; 2: a quarter of the work'),
     Setting('attention', 'attention', 'choice', tip='concat: the paper (Fig. 4); sum, learned, unet: other gates; none: the decoder sees no encoder map'),
-    Setting('norm', 'norm', 'choice'),
+    Setting('norm', 'norm', 'choice', tip='batch: statistics shared by both agents; agent: each its own; group: none over the batch'),
     Setting('clf_batch', 'graded a step', 'whole', tip='Graded photographs a step: the batch of the classifier'),
     Setting('seg_batch', 'masks a step', 'whole', tip='Photographs with masks a step: the batch of the segmenter'),
-    Setting('update', 'update', 'choice'),
+    Setting('update', 'update', 'choice', tip='alternating: one agent, then the other; simultaneous: both from the same point (II-A)'),
     Setting('ratio_on', 'ratio on', 'choice', tip='agent: all that an agent trains, as in the paper; shared: only how fast each moves the encoder'),
-    Setting('steps', 'steps', 'whole', step=100),
-    Setting('seed', 'seed', 'whole'),
-    Setting('precision', 'precision', 'choice'),
+    Setting('steps', 'steps', 'whole', step=100, tip='Length of the schedule, steps of both agents'),
+    Setting('seed', 'seed', 'whole', tip='Of all that is random: who is held out, initialisation, streams, noise'),
+    Setting('precision', 'precision', 'choice', tip='auto: bfloat16 where the processor is good at it'),
     Setting('device', 'device', 'choice', tip='auto: the best there is'))
 
 # %% ../nbs/24_knobs.ipynb #8d0fe72e
@@ -81,10 +81,10 @@ def _devices():
     return ('auto', 'cpu', *(('cuda',) if torch.cuda.is_available() else ()), *(('mps',) if torch.backends.mps.is_available() else ()))
 
 def _facts(setting):
-    "Ends and options, from the table or from the recipe; the tooltip."
+    "Ends and options, from the table or from the recipe."
     low, high = RANGES.get(setting.name, (setting.low, setting.high)) if setting.kind == 'whole' else (setting.low, setting.high)
     options = setting.options or (_devices() if setting.name == 'device' else CHOICES.get(setting.name, ()))
-    return low, high, options, setting.tip or field_comments().get(setting.name, '').replace('`', '')
+    return low, high, options
 
 # %% ../nbs/24_knobs.ipynb #92931f7a
 def knob(
@@ -92,17 +92,17 @@ def knob(
     prefix='',  # before its name in the page's class
 ):  # a widget with `value`
     "The widget that moves a setting."
-    low, high, options, tip = _facts(setting)
-    of, said = dict(min=low, max=high, step=setting.step), dict(description=setting.word, tooltip=tip)
+    low, high, options = _facts(setting)
+    of, said = dict(min=low, max=high, step=setting.step), dict(description=setting.word, tooltip=setting.tip)
     if setting.kind == 'log': w = widgets.FloatLogSlider(base=10, readout_format='.3g', **of, **said)
     elif setting.kind == 'slide': w = widgets.FloatSlider(**of, **said)
     elif setting.kind == 'number': w = widgets.BoundedFloatText(**of, **said)
     elif setting.kind == 'whole': w = widgets.BoundedIntText(min=int(low), max=int(high), step=max(1, int(setting.step)), **said)
     elif setting.kind == 'choice': w = widgets.Dropdown(options=options, **said)
-    elif setting.kind == 'buttons': w = widgets.ToggleButtons(options=options, tooltips=[f'{tip}: {o}' for o in options], **said)
+    elif setting.kind == 'buttons': w = widgets.ToggleButtons(options=options, tooltips=[f'{setting.tip}: {o}' for o in options], **said)
     else: w = widgets.Text(continuous_update=False, **said)
-    w.layout.width = '100%'
-    w.style.description_width = '86px'
+    w.layout.width = 'auto'
+    w.style.description_width = '88px'
     return classed(w, prefix + setting.name)
 
 # %% ../nbs/24_knobs.ipynb #22941e6a
@@ -189,7 +189,7 @@ class Form(widgets.VBox):
         self.button.on_click(lambda _: apply(self.changes))
         self.undo.on_click(lambda _: self.show(self.given, force=True))
         for w in self.fields.values(): w.observe(self._edited, 'value')
-        self.children = [*self.fields.values(), self.said, classed(widgets.HBox([self.button, self.undo]), 'row')]
+        self.children = [*self.fields.values(), self.said, classed(widgets.HBox([self.button, self.undo]), 'line')]
 
     @property
     def changes(self): return {k: w.value for k, w in self.fields.items() if k in self.given and not w.disabled and w.value != self.given[k]}
@@ -222,8 +222,8 @@ def sized(
     recipe,  # a `Recipe`
     size,    # side of the photographs, px
 ):  # dict: fields to change
-    "Size, crop and padding in the recipe's proportion; the crop stays a multiple of 8."
-    crop = size if recipe.crop == recipe.size else max(16, round(size*recipe.crop/recipe.size/8)*8)
+    "Size, crop and padding in the recipe's proportion; the crop is a multiple of 16, which every network can halve often enough."
+    crop = max(16, round(size*recipe.crop/recipe.size/16)*16)
     return dict(size=size, crop=crop, pad=min(512, max(round(size*recipe.pad/recipe.size), math.ceil((crop - size)/2), 0)))
 
 # %% ../nbs/24_knobs.ipynb #37afce0a
@@ -236,7 +236,7 @@ class Part(widgets.VBox):
         opened=False, # at first?
         tip='',       # what is in it
     ):
-        self.head = classed(widgets.ToggleButton(value=opened, tooltip=tip or title, layout=dict(width='100%')), f'open-{name}', 'head')
+        self.head = classed(widgets.ToggleButton(value=opened, tooltip=tip or title, layout=dict(width='100%')), f'open-{name}', 'fold')
         self.title, self.body = title, classed(widgets.VBox(content, layout=dict(width='100%')), f'part-{name}')
         super().__init__([self.head, self.body], layout=dict(width='100%'))
         self.head.observe(lambda _: self._fold(), 'value')
