@@ -145,7 +145,8 @@ class Search:
     "What is asked of a data set, and what was found in it; the readers of the layouts fill it."
     def __init__(self, path, layout, label='auto', task=None, part='train', classes=None, empty_masks='normal', links=False):
         self.path, self.root, self.layout, self.links = Path(path), os.path.realpath(path), layout, links
-        self.label, self.task, self.part, self.empty_masks = label, task, part, empty_masks
+        self.label, self.part, self.empty_masks = label, part, empty_masks
+        self.task = None if task == 'both' and not layout.tasks else task # who has no halves gives all there is
         self.names, self.own = class_table(classes)
         self.domain = self.path.resolve().name if layout.name == 'folder' else layout.name
         self.entries, self.problems, self.tables, self.tasks_found = [], [], [], []
@@ -161,7 +162,7 @@ def _check_question(s):
     "A ValueError for a question that the layout has no answer to."
     parts, tasks = (*s.layout.parts, 'all') if s.layout.parts else ('train', 'all'), (None, *s.layout.tasks, 'both') if s.layout.tasks else (None,)
     if s.part not in parts: raise ValueError(f"part={s.part!r}: the layout {s.layout.name!r} has {', '.join(map(repr, parts))}")
-    if s.task not in tasks: raise ValueError(f"task={s.task!r}: the layout {s.layout.name!r} has {', '.join(map(repr, tasks)) if s.layout.tasks else 'no halves to choose from, leave task out'}")
+    if s.task not in tasks: raise ValueError(f"task={s.task!r}: the layout {s.layout.name!r} has {', '.join(map(repr, tasks)) if s.layout.tasks else 'no halves to choose from and gives the masks and grades it has; leave task out, or give it for another set alone, as in data=LAYOUT:TASK=PATH'}")
     if s.empty_masks not in EMPTY: raise ValueError(f"empty_masks={s.empty_masks!r}: choose one of {', '.join(EMPTY)}")
     if not isinstance(s.label, str): raise ValueError(f"label={s.label!r}: give 'auto', 'grade', 'has_dr' or the name of a column")
 

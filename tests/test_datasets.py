@@ -710,3 +710,11 @@ def test_idrid_original_tree():
     # the palette trap: the haemorrhages of IDRiD_01 are 35,430 pixels of index 1
     file = next((DATA/'idrid_original_layout').rglob('IDRiD_01_HE.tif'))
     assert read_mask(file).sum() == 35430
+
+
+def test_a_set_without_halves_gives_both(tmp_path):
+    "Where several sets are read with one task, a plain folder among them gives what it has."
+    folder = write_folder(tmp_path/'set', n=6, seed=3, size=64)
+    source = read(folder, size=64, task='both', cache=False)
+    assert len(source.segmentable) == len(source.gradable) == 6
+    with pytest.raises(ValueError, match="task='grading': the layout 'folder' has no halves.*LAYOUT:TASK=PATH"): read(folder, size=64, task='grading', cache=False)
