@@ -15,7 +15,7 @@ from PIL import Image
 import trees
 from jointseg_nb.data import Stream, join, split
 from jointseg_nb.datasets import LAYOUTS, find, layout_of, read, read_table, to_folder
-from jointseg_nb.fundus import LESIONS
+from jointseg_nb.fundus import LESIONS, write_folder as folder_of_eyes
 from jointseg_nb.photos import ProblemsError, class_name, field_box, lesion_peaks, read_mask, read_photo, shrink
 from trees import TREES, eyes, one_bit_palette_tiff, picture, save, write_folder
 
@@ -714,7 +714,7 @@ def test_idrid_original_tree():
 
 def test_a_set_without_halves_gives_both(tmp_path):
     "Where several sets are read with one task, a plain folder among them gives what it has."
-    folder = write_folder(tmp_path/'set', n=6, seed=3, size=64)
+    folder = folder_of_eyes(tmp_path/'set', n=6, seed=3, size=64)
     source = read(folder, size=64, task='both', cache=False)
     assert len(source.segmentable) == len(source.gradable) == 6
     with pytest.raises(ValueError, match="task='grading': the layout 'folder' has no halves.*LAYOUT:TASK=PATH"): read(folder, size=64, task='grading', cache=False)
