@@ -228,16 +228,19 @@ STYLE = '''<style>
 .jointseg button {overflow: hidden; text-overflow: ellipsis}
 .jointseg .jointseg-line {display: flex; gap: 4px; overflow: visible}
 .jointseg .jointseg-line button {margin: 0; padding: 0 4px; flex: 1 1 0; min-width: 0; width: auto}
-.jointseg .jointseg-line .jointseg-preset-set {flex: 0 0 60px}
+.jointseg .jointseg-line .jointseg-preset-set, .jointseg .jointseg-line .jointseg-load-set {flex: 0 0 60px}
+.jointseg .jointseg-line .jointseg-copy {flex: 0 0 60px; margin: 0; overflow: visible}
+.jointseg .jointseg-copy button {width: 100%; margin: 0}
 .jointseg .jointseg-grid button {padding: 0; margin: 1px; min-width: 0; line-height: 24px; font-size: 12px}
-.jointseg .jointseg-agents {display: flex; align-items: center}
+.jointseg .jointseg-agents {display: flex; align-items: center; margin: 2px}
+.jointseg .jointseg-agents > label {flex: none; text-align: right; margin-right: 8px}
 .jointseg .jointseg-agents > div {display: flex; flex: 1 1 0; flex-wrap: nowrap; min-width: 0}
 .jointseg .jointseg-agents button {padding: 0 3px; margin: 0 1px; width: auto; flex: 1 1 auto; font-size: 12px; height: 26px; line-height: 24px}
 .jointseg .jointseg-fold {text-align: left; font-weight: 600; padding: 0 6px; margin: 4px 0 2px; background: var(--js-bg2); color: var(--js-fg); box-shadow: none}
 .jointseg .jointseg-views {display: flex; flex-flow: row wrap; gap: 3px; margin: 6px 0; overflow: visible}
 .jointseg .jointseg-views button {width: auto; padding: 0 9px; margin: 0; border-radius: 3px}
 .jointseg .jointseg-views button.mod-active {background: var(--js-accent); color: var(--jp-ui-inverse-font-color1, #fff)}
-.jointseg .jointseg-cards {display: grid; grid-template-columns: repeat(auto-fit, minmax(min(400px, 100%), 1fr)); gap: 8px; align-items: start; overflow: visible}
+.jointseg .jointseg-cards {display: grid; grid-template-columns: repeat(auto-fit, minmax(min(400px, 100%), 1fr)); gap: 8px; align-items: stretch; overflow: visible}
 .jointseg .jointseg-card {border: 1px solid var(--js-line); border-radius: 4px; padding: 4px 8px; min-width: 0; overflow: auto; background: var(--js-bg)}
 .jointseg .jointseg-pair {display: grid; grid-template-columns: repeat(auto-fit, minmax(min(400px, 100%), 1fr)); gap: 12px; overflow: visible}
 .jointseg .jointseg-pair .jointseg-columns {flex-wrap: wrap-reverse; align-items: stretch}
@@ -308,10 +311,10 @@ def _make_choices(self: Panel):
     options = [('a question to try …', ''), *((p.title, name) for name, p in PRESETS.items())]
     self.preset = classed(widgets.Dropdown(options=options, tooltip='Sets the knobs up for a question', layout=dict(width='auto', flex='1 1 0', min_width='0')), 'preset')
     self.preset_set = classed(widgets.Button(description='Set up', tooltip='Move the knobs so', disabled=True, layout=dict(width='64px')), 'preset-set')
-    self.share = classed(widgets.Text(disabled=False, description='this one', tooltip='The whole set-up as one string', layout=dict(width='100%')), 'share')
+    self.share = classed(widgets.Text(disabled=False, description='this one', tooltip='The whole set-up as one string', layout=dict(width='auto', flex='1 1 0', min_width='0'), style=dict(description_width='56px')), 'share')
     self.copy = classed(CopyButton(), 'copy')
-    self.load = classed(widgets.Text(description='another', placeholder='js1:…', tooltip='A string of another panel', layout=dict(width='100%')), 'load')
-    self.load_set = classed(widgets.Button(description='Apply', tooltip='Start a new run with that set-up'), 'load-set')
+    self.load = classed(widgets.Text(description='another', placeholder='js1:…', tooltip='A string of another panel', layout=dict(width='auto', flex='1 1 0', min_width='0'), style=dict(description_width='56px')), 'load')
+    self.load_set = classed(widgets.Button(description='Load', tooltip='Start a new run with that set-up'), 'load-set')
 
 # %% ../nbs/24_lab.ipynb #73fb7beb
 @patch
@@ -319,7 +322,7 @@ def _arrange(self: Panel):
     "Two columns: what you do and what you see."
     t, top = self.texts, classed(widgets.HBox(tuple(self.buttons.values())), 'buttons', 'line')
     presets = classed(widgets.HBox([self.preset, self.preset_set]), 'line')
-    share = [t['share-said'], self.share, self.copy, self.load, self.load_set]
+    share = [t['share-said'], *(classed(widgets.HBox(pair), 'line') for pair in ((self.share, self.copy), (self.load, self.load_set)))]
     self.parts = [Part('knobs', 'Knobs, live', *self.knobs.values(), t['rates'], opened=True, tip='What the next step is done with'),
                   Part('gate', 'Attention, live', self.matrix, opened=True, tip='Which encoder map each decoder level looks at (Fig. 4)'),
                   Part('new', 'New run', self.form, tip='What needs another network or other photographs'),
