@@ -5,25 +5,24 @@
 # %% auto #0
 __all__ = ['STATIC', 'script', 'Parcel', 'Talker', 'EyesCanvas', 'chart_points', 'Chart']
 
-# %% ../nbs/22_canvas.ipynb #34b2f08c
+# %% ../nbs/22_canvas.ipynb #d1857544
 import base64, html, json, re, tempfile, threading, time, zlib
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 
-# %% ../nbs/22_canvas.ipynb #25123ac9
+# %% ../nbs/22_canvas.ipynb #b74434fe
 import anywidget, traitlets
 import numpy as np
 from fastcore.basics import patch
 
-# %% ../nbs/22_canvas.ipynb #5340fda5
+# %% ../nbs/22_canvas.ipynb #8a11c5b0
 import jointseg_nb
 from .figures import film_frame, save_film
 
-# %% ../nbs/22_canvas.ipynb #e3c12fdb
+# %% ../nbs/22_canvas.ipynb #cc2e8cba
 STATIC = Path(jointseg_nb.__file__).parent/'static'
 
-# %% ../nbs/22_canvas.ipynb #30986fa6
+# %% ../nbs/22_canvas.ipynb #6a83cbf7
 def script(
     name,       # of a module in `static`
     seen=None,  # names of those that are in already
@@ -37,7 +36,7 @@ def script(
             parts.append(re.sub(r'^export ', '', script(other, seen), flags=re.M))
     return '\n'.join([*parts, re.sub(r'^import .*\n', '', text, flags=re.M)])
 
-# %% ../nbs/22_canvas.ipynb #eaf191ee
+# %% ../nbs/22_canvas.ipynb #9ebc9aaf
 class Parcel:
     "A message: words, and packed arrays beside them."
     def __init__(self): self.words, self.buffers = {}, []
@@ -53,7 +52,7 @@ class Parcel:
     @property
     def size(self): return sum(map(len, self.buffers)) + len(json.dumps(self.words))
 
-# %% ../nbs/22_canvas.ipynb #e8f773db
+# %% ../nbs/22_canvas.ipynb #6e5762e6
 class Talker(anywidget.AnyWidget):
     "A widget that sends what is new, when the browser has drawn what it got before."
     painted = traitlets.Dict().tag(sync=True)  # by the browser: number of the message it drew last, seq of its snapshot, ms it took
@@ -75,7 +74,7 @@ class Talker(anywidget.AnyWidget):
     def news(self): raise NotImplementedError  # a `Parcel` of what the browser does not know yet; then it counts as known
     def forget(self): raise NotImplementedError  # the browser knows nothing
 
-# %% ../nbs/22_canvas.ipynb #26b3f40f
+# %% ../nbs/22_canvas.ipynb #b70accb8
 @patch
 def tell(self: Talker):
     "Send the news, unless nobody listens, the last message is not on the screen yet, or it was too large to follow it at once."
@@ -89,7 +88,7 @@ def tell(self: Talker):
         self._number, self._sent, self._free = self._number + 1, now, now + parcel.size/self.rate
         self.send(parcel.words | dict(number=self._number), parcel.buffers)
 
-# %% ../nbs/22_canvas.ipynb #161bbc5e
+# %% ../nbs/22_canvas.ipynb #d49d06ba
 @patch
 def _tell_in(self: Talker, seconds):
     "Tell later, if that is not planned already."
@@ -120,7 +119,7 @@ def hear(self: Talker,
         self._greeted, self._drawn, self._free = True, self._number, 0.
         self.tell()
 
-# %% ../nbs/22_canvas.ipynb #b2925a54
+# %% ../nbs/22_canvas.ipynb #0d06778d
 @dataclass
 class _Told:
     "What the browser knows."
@@ -130,7 +129,7 @@ class _Told:
     chances: set = field(default_factory=set)    # classes whose probabilities at this look it has
     changes: int = 0                             # how many moved knobs it has heard of
 
-# %% ../nbs/22_canvas.ipynb #fc862669
+# %% ../nbs/22_canvas.ipynb #12495b0d
 class EyesCanvas(Talker):
     "Photographs of eyes under layers of masks, with a time line over a run. It draws in the browser."
     _esm, _css = script('eyes.js'), (STATIC/'canvas.css').read_text(encoding='utf-8')
@@ -147,7 +146,7 @@ class EyesCanvas(Talker):
 
     def forget(self): self._told = _Told()
 
-# %% ../nbs/22_canvas.ipynb #62c1826a
+# %% ../nbs/22_canvas.ipynb #46c1602c
 @patch
 def begin(self: EyesCanvas,
     shown,  # `Shown`: the eyes
@@ -168,7 +167,7 @@ def update(self: EyesCanvas,
         self._look, self._film, self._changes, self._seq = snap.look, snap.film, snap.changes, snap.seq
         self.tell()
 
-# %% ../nbs/22_canvas.ipynb #a928220a
+# %% ../nbs/22_canvas.ipynb #7906f99b
 @patch
 def _add_beginning(self: EyesCanvas, p):
     "Photographs, truth, names and colours."
@@ -177,7 +176,7 @@ def _add_beginning(self: EyesCanvas, p):
     p.words['begin'] = dict(run=f'{id(self)}-{self._run}', n=n, height=height, width=width, classes=s.mask_classes, grades=s.grades,
                             colours=np.asarray(s.mask_colors).tolist(), photographs=p.add(s.images), truth=p.add(s.masks))
 
-# %% ../nbs/22_canvas.ipynb #1ff41d0d
+# %% ../nbs/22_canvas.ipynb #7834a8fc
 @patch
 def _add_frames(self: EyesCanvas, p, most=256e3):
     "Frames of the film that the browser has not got, newest first; and which ones are gone."
@@ -191,7 +190,7 @@ def _add_frames(self: EyesCanvas, p, most=256e3):
         most -= len(f.packed)
         if most < 0: break
 
-# %% ../nbs/22_canvas.ipynb #b40ffc75
+# %% ../nbs/22_canvas.ipynb #5630e080
 @patch
 def _add_changes(self: EyesCanvas, p):
     "Knobs that moved, if there are new ones: [step, words]."
@@ -200,7 +199,7 @@ def _add_changes(self: EyesCanvas, p):
     say = lambda v: f'{v:.3g}' if isinstance(v, float) else str(v)
     p.words['changes'] = [[step, name if name == 'switches' else f'{name} {say(old)} → {say(new)}'] for step, name, old, new in self._changes]
 
-# %% ../nbs/22_canvas.ipynb #7291ca3e
+# %% ../nbs/22_canvas.ipynb #0eafd4ed
 @patch
 def _add_look(self: EyesCanvas, p):
     "The latest look, and the probabilities that are wanted of it."
@@ -214,7 +213,7 @@ def _add_look(self: EyesCanvas, p):
     if look.grade_probabilities is not None: p.words['look']['sure'] = look.grade_probabilities.max(1).round(3).tolist()
     if look.step not in told.steps: p.words['look']['masks'] = p.add(look.masks)
 
-# %% ../nbs/22_canvas.ipynb #25539b5f
+# %% ../nbs/22_canvas.ipynb #281adf03
 @patch
 def news(self: EyesCanvas):
     "What the browser does not know yet."
@@ -229,7 +228,7 @@ def news(self: EyesCanvas):
     if p.words: p.words['seq'] = self._seq
     return p
 
-# %% ../nbs/22_canvas.ipynb #382937db
+# %% ../nbs/22_canvas.ipynb #aa6523fd
 @patch
 def gif(self: EyesCanvas,
     most=60,    # frames
@@ -245,7 +244,7 @@ def gif(self: EyesCanvas,
         save_film(frames, Path(folder)/'film.gif', seconds)
         return (Path(folder)/'film.gif').read_bytes()
 
-# %% ../nbs/22_canvas.ipynb #001f3a19
+# %% ../nbs/22_canvas.ipynb #e1a409b6
 @patch
 def page(self: EyesCanvas,
     title='Masks evolving',  # of the page
@@ -261,7 +260,7 @@ def page(self: EyesCanvas,
     return _PAGE.format(title=html.escape(title), css=self._css, script=script('eyes.js').replace('export default', 'const widget ='), page=script('page.js').replace('export ', ''),
                         traits=as_text(traits), messages=as_text([message]))
 
-# %% ../nbs/22_canvas.ipynb #52ceb784
+# %% ../nbs/22_canvas.ipynb #008862a7
 @patch
 def _everything(self: EyesCanvas):
     "All there is, as one parcel."
@@ -283,7 +282,7 @@ _PAGE = '''<!doctype html>
 window.model = start(widget, document.getElementById('eyes'), {traits}, {messages});
 </script></html>'''
 
-# %% ../nbs/22_canvas.ipynb #c33cfd3a
+# %% ../nbs/22_canvas.ipynb #17464377
 @patch
 def hear(self: EyesCanvas, words):
     "A message from the browser: hello, or a wish for a file."
@@ -297,7 +296,7 @@ def _export(self: EyesCanvas, kind):
     except Exception as e: self.send(dict(say=str(e)))
     else: self.send(dict(file=dict(name=f'masks.{"gif" if kind == "gif" else "html"}', mime=mime, buffer=0), say=''), [data])
 
-# %% ../nbs/22_canvas.ipynb #a3aecace
+# %% ../nbs/22_canvas.ipynb #3f18db67
 def chart_points(
     points,     # [[x, y], ...] in the order of x; y may be None
     limit=400,  # how many may stay
@@ -311,7 +310,7 @@ def chart_points(
         a = a[sorted(keep)]
     return [[float(f'{x:.7g}'), float(f'{y:.4g}') if np.isfinite(y) else None] for x, y in a]
 
-# %% ../nbs/22_canvas.ipynb #89a46cd6
+# %% ../nbs/22_canvas.ipynb #73767375
 class Chart(Talker):
     "A line chart that the browser draws: hover or arrow keys read it, the legend switches series."
     _esm, _css = script('chart.js'), EyesCanvas._css
