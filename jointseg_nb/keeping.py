@@ -149,7 +149,6 @@ def begin(self: Keeper,
     asked,   # how the session was asked for
 ):  # a `Run`
     "A new run, beside those that are there."
-    if self.runs: _prune(Run(self.runs[-1], resume=True)) if (self.runs[-1]/'recipe.json').exists() else None
     run = Run(self.path/f'run-{int(self.runs[-1].name[4:]) + 1 if self.runs else 1:04d}')
     data = 'embedded' if given.data is None else given.data
     begun = dict(data=data_paths(data), label=given.label or 'auto', photographs=len(source), digest=source_digest(source), asked=asked,
@@ -158,8 +157,13 @@ def begin(self: Keeper,
     self.runs.append(run.path)
     return run
 
-def _prune(run):
-    "Of a run that is over, the last checkpoint is enough."
+@patch
+def leave(self: Keeper,
+    run,      # a `Run` that is over
+    summary,  # its `RunSummary`
+):
+    "Of a run that is over, the summary and the last checkpoint are enough."
+    run.write_json('summary', summary_to_dict(summary))
     for old in run.checkpoints()[:-1]:
         for file in (old, old.with_suffix('.safetensors')): file.unlink(missing_ok=True)
 
@@ -183,7 +187,7 @@ def write(self: Keeper,
     state,         # what the session wants to find again; `trainer` in it
     recipe,        # a `Recipe`
     facts,         # see `engine.facts`
-    rows,          # new lines of the history
+    rows,          # list of new lines of the history; each is taken out when it is written
     summary,       # a `RunSummary`
     device='cpu',  # where the tensors are
     mark=None,     # see `ready_mark`
@@ -191,7 +195,7 @@ def write(self: Keeper,
     "A checkpoint; FloatingPointError, and nothing is written, if the weights are no numbers."
     with beside(device, mark):
         if not all_finite(state['trainer']): raise FloatingPointError('the weights are infinite or no numbers')
-        for row in rows: run.log(**row)
+        while rows: run.log(**rows[0]); del rows[0]
         run.save(state, state['trainer']['step'], recipe, facts)
     run.write_json('summary', summary_to_dict(summary))
 

@@ -70,6 +70,8 @@ class PartialRandomLabels:
         if kind not in self._random: self._random[kind] = random_labels(self.labels, self.n_labels, kind, self.v)
         return self._random[kind]
 
+    wrong = property(lambda self: self.random())
+
     def corrupted(self,
         fraction, # share of the images whose label is random, 0 to 1
     ): # (N,) bool

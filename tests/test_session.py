@@ -1,5 +1,5 @@
 """The session: threads and waiting, resets in the middle, failures, photographs that cannot teach both agents, another network, what is watched, two at once."""
-import threading, time
+import json, os, shutil, signal, subprocess, sys, threading, time
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,7 +8,11 @@ import pytest, torch
 
 from jointseg_nb import session as room
 from jointseg_nb.data import Source, embedded
+from jointseg_nb.evaluate import load_model
+from jointseg_nb.keeping import FolderBusy
+from jointseg_nb.presets import PRESETS, read_setup, setup_string
 from jointseg_nb.recipes import recipe
+from jointseg_nb.runs import read_history
 from jointseg_nb.session import Session
 
 SMALL = recipe('pocket', steps=6, clf_batch=4, seg_batch=4, precision='float32')
@@ -279,3 +283,172 @@ def test_news(source):
     session.set(lr=0.1)
     assert session.news(snap, timeout=0).values['lr'] == 0.1
     assert session.snapshot.seq > snap.seq and session.snapshot.at >= snap.at
+
+
+# -- presets and strings
+
+@pytest.mark.parametrize('name', PRESETS)
+def test_every_preset_can_be_set_up_and_taken_back(source, name):
+    session = Session(SMALL, source).preset(name)
+    snap, p = session.snapshot, PRESETS[name]
+    assert snap.preset == name and all(snap.values[k] == v for k, v in p.live.items() if k != 'switches')
+    assert all(getattr(session.recipe, k) == v for k, v in p.rebuild.items())
+    assert np.any(snap.values['switches']) == (p.live.get('switches') != 'none')
+    session.preset('both agents')
+    assert session.recipe == SMALL and session.snapshot.values == Session(SMALL, source).snapshot.values
+    session.set(lr=0.1)
+    assert session.snapshot.preset == ''
+
+def test_a_set_up_goes_through_a_word(source):
+    one = Session(SMALL, source, n_eyes=2).set(lr_ratio=3., noise_kind='prior', switches=[[0, 0, 1, 0], [0]*4, [1, 0, 0, 0]])
+    for text in (one.to_string(), one.setup_json):
+        two = Session.from_string(text, source=source)
+        assert two.snapshot.values == one.snapshot.values and two.given.n_eyes == 2
+        assert two.recipe == replace(SMALL, lr_ratio=3., noise_kind='prior')
+    assert len(one.to_string()) < 300
+    other = Session(replace(SMALL, seed=9))
+    other.load(Session(recipe('pocket', lr=0.01), n_source=50).to_string())
+    assert other.recipe == recipe('pocket', lr=0.01) and other.n_source == 50
+    before = other.snapshot
+    for bad in ('', 'js1:', 'js1:!!', 'nonsense', setup_string('[1]'), setup_string('{'), setup_string(json.dumps(dict(format=1, recipe='pocket', changes=dict(crop=60)))), 'js1:' + 'A'*30000):
+        with pytest.raises(ValueError): other.load(bad)
+    assert other.snapshot is before
+
+def test_a_word_that_unpacks_without_end_is_refused():
+    with pytest.raises(ValueError, match='cut off or was altered'): read_setup(setup_string('{"a": "' + 'b'*10**7 + '"}'))
+
+# -- kept in a folder
+
+KEPT = replace(SMALL, steps=100000)
+PROCESS = '''
+import sys
+from dataclasses import replace
+from jointseg_nb import session as room
+from jointseg_nb.data import embedded
+from jointseg_nb.recipes import recipe
+from jointseg_nb.session import Session
+room.EVERY, room.KEEPING = 0.2, 0.9
+r = recipe('pocket', steps=100000, clf_batch=4, seg_batch=4, precision='float32')
+s = Session(r, embedded(30, size=64), folder=sys.argv[1])
+'''
+
+def process(folder, code):
+    "A process of its own with a session on the folder."
+    torch.set_num_threads(1)
+    env = os.environ | dict(OMP_NUM_THREADS='1', NUMBA_NUM_THREADS='1')
+    return subprocess.Popen([sys.executable, '-c', PROCESS + code, str(folder)], stdout=subprocess.PIPE, text=True, env=env)
+
+def state(session):
+    return torch.cat([v.double().flatten() for v in session.setup.trainer.model.state_dict().values()])
+
+def test_another_process_goes_on_bit_for_bit(source, tmp_path):
+    p = process(tmp_path/'lab', "s.step(3); s.set(label_noise=0.5, noise_kind='prior'); s.step(2); s.set(lr=0.1)")
+    assert p.wait(120) == 0
+    session = Session(KEPT, source, folder=tmp_path/'lab')
+    there = session.prepare().wait()
+    assert (there.state, there.step, there.saved, len(there.history), there.film[0].step, there.film[-1].step) == ('paused', 5, 5, 5, 0, 5)
+    assert there.waiting == ('lr',) and there.values['lr'] == 0.1 and there.changes == ((3, 'label_noise', 0.0, 0.5), (3, 'noise_kind', 'uniform', 'prior'))
+    session.step(3)
+    plain = Session(KEPT, source)
+    plain.step(3); plain.set(label_noise=0.5, noise_kind='prior'); plain.step(2); plain.set(lr=0.1); plain.step(3)
+    strip = lambda snap: [(r['step'], r['clf_loss'], r['seg_loss'], r['cosine']) for r in snap.history]
+    assert strip(session.snapshot) == strip(plain.snapshot) and torch.equal(state(session), state(plain))
+    assert session.snapshot.film[0].step == 0 and np.array_equal(session.snapshot.masks, plain.snapshot.masks)
+    session.release()
+
+@pytest.mark.parametrize('after', [0.5, 1.1])
+def test_a_kill_loses_seconds_and_nothing_else(source, tmp_path, after):
+    folder = tmp_path/'lab'
+    p = process(folder, "s.run(); s.wait(step=2); print('go', flush=True); s.wait(timeout=100)")
+    assert p.stdout.readline() == 'go\n'
+    time.sleep(after)
+    until(lambda: list(folder.glob('run-0001/checkpoints/step-*.json')))
+    p.send_signal(signal.SIGKILL); p.wait()
+    session = Session(KEPT, source, folder=folder)
+    there = session.prepare().wait()
+    assert there.state == 'paused' and there.step >= 1 and there.step == there.saved and there.remark == ''
+    plain = Session(KEPT, source)
+    plain.step(there.step)
+    assert torch.equal(state(session), state(plain)) and len(there.history) == there.step
+    assert sum(1 for _ in open(folder/'run-0001/history.csv')) == there.step + 1
+    session.release()
+
+def test_a_busy_folder_is_refused_and_a_free_one_is_not(source, tmp_path):
+    p = process(tmp_path/'lab', "s.step(); print('go', flush=True); import time; time.sleep(100)")
+    try:
+        assert p.stdout.readline() == 'go\n'
+        with pytest.raises(FolderBusy, match='another process is at work'): Session(KEPT, source, folder=tmp_path/'lab')
+    finally: p.kill(); p.wait()
+    session = Session(KEPT, source, folder=tmp_path/'lab')
+    assert session.prepare().wait().step == 1
+    session.release()
+
+def test_the_same_cell_again_goes_on(source, tmp_path):
+    first = Session(KEPT, source, folder=tmp_path/'lab').run()
+    first.wait(step=2)
+    second = Session(KEPT, source, folder=tmp_path/'lab')
+    done = first.snapshot.step
+    assert first.snapshot.state == 'stopped' and 'not kept' in first.snapshot.remark
+    assert second.step().step == done + 1
+    first.step()   # it can still be played with
+    assert second.snapshot.saved == done + 1
+    second.release()
+
+def test_another_recipe_begins_beside_and_the_first_is_found_again(source, tmp_path):
+    folder = tmp_path/'lab'
+    one = Session(KEPT, source, folder=folder)
+    one.step(2)
+    one.apply(lr=0.1).step(3)
+    two = Session(replace(KEPT, seed=7), source, folder=folder)
+    assert two.step().step == 1 and [r.step for r in two.snapshot.runs] == [2, 3]
+    assert sorted(p.name for p in folder.glob('run-*')) == ['run-0001', 'run-0002', 'run-0003']
+    again = Session(KEPT, source, folder=folder).prepare()
+    assert again.wait().step == 3 and again.recipe.lr == 0.1
+    any_run = Session(None, source, folder=folder).prepare()   # no recipe: the newest, whatever it is
+    assert any_run.wait().step == 1 and any_run.recipe.seed == 7
+    any_run.release()
+
+def test_a_foreign_folder_is_left_alone(source, tmp_path):
+    (tmp_path/'thesis.tex').write_text('...')
+    session = Session(KEPT, source, folder=tmp_path).run()
+    snap = session.wait()
+    assert snap.state == 'failed' and "no session's" in snap.error and [p.name for p in tmp_path.iterdir()] == ['thesis.tex']
+
+@pytest.mark.parametrize('spoil', ['tensors', 'json', 'recipe', 'photographs'])
+def test_what_cannot_be_gone_on_with_stays_and_a_new_run_begins(source, tmp_path, spoil):
+    folder = tmp_path/'lab'
+    first = Session(KEPT, source, folder=folder)
+    first.step(2); first.release()
+    states = folder/'run-0001/checkpoints'
+    if spoil == 'tensors':
+        for f in states.glob('*.safetensors'): f.write_bytes(f.read_bytes()[:-100])
+    elif spoil == 'json':
+        for f in states.glob('*.json'): f.write_text('{')
+    elif spoil == 'recipe': (folder/'run-0001/recipe.json').write_text('{')
+    before = {f: f.read_bytes() for f in states.iterdir()}
+    other = embedded(31, size=64).subset(range(1, 31), title=source.title) if spoil == 'photographs' else source
+    session = Session(KEPT, other, folder=folder)
+    snap = session.step()
+    assert snap.step == 1 and snap.saved == 1 and 'a new run begins' in snap.remark
+    assert {f: f.read_bytes() for f in before} == before and (folder/'run-0002/checkpoints').is_dir()
+    session.release()
+
+def test_a_full_disk_is_said_and_the_training_goes_on(source, tmp_path, monkeypatch):
+    session = Session(KEPT, source, folder=tmp_path/'lab')
+    session.step()
+    def full(*_, **__): raise OSError(28, 'No space left on device')
+    monkeypatch.setattr(session._run.place.__class__, 'save', full)
+    snap = session.step(2)
+    assert snap.step == 3 and snap.saved == 1 and 'not kept since step 1' in snap.remark and 'No space left' in snap.remark
+    monkeypatch.undo()
+    assert session.step().saved == 4
+    assert [r['step'] for r in read_history(tmp_path/'lab/run-0001')] == [1, 2, 3, 4]
+    session.release()
+
+def test_a_kept_run_is_a_run_folder(source, tmp_path):
+    session = Session(SMALL, source, folder=tmp_path/'lab')
+    session.run().wait(timeout=120)
+    run = tmp_path/'lab/run-0001'
+    assert load_model(run).config == session.setup.trainer.model.config
+    assert [r['step'] for r in read_history(run)] == [1, 2, 3, 4, 5, 6]
+    session.release()
