@@ -31,7 +31,7 @@ STYLE = '''<style>
 .jointseg-words table {border-collapse: collapse; margin: 4px 0 8px; font-variant-numeric: tabular-nums; background: none; color: inherit}
 .jointseg-words caption {text-align: left; caption-side: top; color: var(--js-dim, var(--jp-ui-font-color2, currentColor)); padding: 2px 0}
 .jointseg-words th, .jointseg-words td {padding: 2px 10px 2px 0; text-align: left; vertical-align: top; font-weight: normal; background: none; border: 0; border-bottom: 1px solid var(--js-line, var(--jp-border-color2, #8885))}
-.jointseg-words thead th, .jointseg-words b {font-weight: 600} .jointseg-words td.n {text-align: right}
+.jointseg-words td {min-width: 24px} .jointseg-words thead th, .jointseg-words b {font-weight: 600} .jointseg-words td.n {text-align: right}
 .jointseg-words img {image-rendering: pixelated; display: block} .jointseg-words figure {margin: 0} .jointseg-words figcaption {font-size: 12px; line-height: 1.3}
 .jointseg-words .bar {display: inline-block; width: 90px; height: 8px; border: 1px solid var(--js-line, var(--jp-border-color1, #888a)); vertical-align: middle}
 .jointseg-words .bar i {display: block; height: 100%; background: var(--js-accent, var(--jp-brand-color1, #1976d2))}
@@ -361,9 +361,10 @@ def _cell(study, k, i):
     "A cell of the attention matrix."
     a, on, effect = int(study.ratio[k, i]), bool(study.on[k, i]), float(study.effect[k, i])
     if not study.possible[k, i]: return '<small>too small</small>' if a == 0 else '<small>not read</small>'
-    way, what = 'as it is' if a == 1 else f'max-pooled {a} × {a}', f'what E{i + 1} brings to the decoder at {study.levels[k]} px'
-    change = 'not measured yet' if effect != effect else f"{effect:.1%} change {'without' if on else 'with'} it"
-    return f'{picture(study.thumbnails[k, i], what, 56)}<b>{"on" if on else "off"}</b>, {way}<br>{change}<br>{bar(None if effect != effect else effect/max(1e-9, np.nanmax(study.effect)), change)}'
+    way, what = 'as it is' if a == 1 else f'pooled {a}&#8239;×&#8239;{a}', f'what E{i + 1} brings to the decoder at {study.levels[k]} px'
+    change = 'not flipped yet' if effect != effect else f'flipped: {effect:.1%}'
+    share = None if effect != effect else effect/max(1e-9, np.nanmax(study.effect))
+    return f'{picture(study.thumbnails[k, i], what, 64)}<b>{"on" if on else "off"}</b>, {way}<br>{change}<br>{bar(share, change)}'
 
 # %% ../nbs/23_views.ipynb #1407af34
 def attention_view(
@@ -374,7 +375,7 @@ def attention_view(
     if study is None: return page('<p><i>waiting for the first study</i></p>')
     head = ['decoder level', *(f'E{i + 1}, {px} px' for i, px in enumerate(study.sizes))]
     rows = [[f'{u} px', *(_cell(study, k, i) for i in range(len(study.sizes)))] for k, u in enumerate(study.levels)]
-    caption = f'Share of the pixels of the shown eyes that change class when one switch is flipped; maps of eye {study.eye + 1}, from their least (black) to their most (white)'
+    caption = f'What each map of eye {study.eye + 1} brings, from its least (black) to its most (white); flipped: pixels of the shown eyes that change class when this one switch is flipped'
     return page(f'<p>{attention_words(study)}</p>', table(caption, head, rows))
 
 def attention_words(
@@ -467,17 +468,18 @@ def runs_table(
     best, last = ([getattr(r, which) for r in runs] for which in ('best', 'scores'))
     scores = {'best lesion mIoU': column(best, 'lesion_miou'), '– at step': column(best, 'step'), 'last lesion mIoU': column(last, 'lesion_miou'),
               'last Top-1': column(last, 'top1'), 'last mIoU': column(last, 'miou')}
-    if len(runs) == 2: rows = [[*row, ''] for row in rows]
-    rows += [[name, *_marked(values, name != '– at step')] for name, values in scores.items()]
-    return table('Runs of this session: what differs, and what came of it', ['', *(r.name for r in runs), *['difference']*(len(runs) == 2)], rows)
+    two = len(runs) > 1
+    rows = [[*row, *[''] * two] for row in rows] + [[name, *_marked(values, name != '– at step')] for name, values in scores.items()]
+    head = ['setting or score', *(r.name for r in runs), *[f'{runs[-1].name} − {runs[-2].name}' for _ in range(two)]]
+    return table('Runs of this session: what differs, and what came of it', head, rows)
 
 # %% ../nbs/23_views.ipynb #cf4e5666
 def _marked(values, compare):
-    "Scores as cells, the best in bold; of two also the difference."
-    known = [v for v in values if v is not None]
-    bold = lambda v: f'<b>{words(v)}</b>' if compare and len(known) > 1 and v == max(known) else words(v)
-    gap = [f'{values[1] - values[0]:+.2f}'.replace('-', '−') if compare and len(known) == 2 else ''] if len(values) == 2 else []
-    return [bold(v) for v in values] + gap
+    "Scores as cells, the best in bold; then the difference of the last two."
+    known, last = [v for v in values if v is not None], values[-2:]
+    bold = lambda v: f'<b>{words(v)}</b>' if compare and len(set(known)) > 1 and v == max(known) else words(v)
+    gap = f'{last[1] - last[0]:+.2f}'.replace('-', '−') if compare and len(last) == 2 and None not in last else ''
+    return [bold(v) for v in values] + [gap] * (len(values) > 1)
 
 # %% ../nbs/23_views.ipynb #bd156398
 def runs_view(

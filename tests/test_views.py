@@ -171,7 +171,7 @@ def test_confusion_says_every_count():
     rows = cells(confusion_view(snap))[1:]
     assert [[int(c) for c in row[1:6]] for row in rows] == snap.confusion.tolist() and [int(r[6]) for r in rows] == snap.confusion.sum(1).tolist()
 
-def test_two_runs_get_a_difference():
+def test_the_last_two_runs_get_a_difference():
     a, b = full().runs
     a, b = replace(a, scores={**scores, 'lesion_miou': 0.31}), replace(b, scores={**scores, 'lesion_miou': 0.25, 'top1': None})
     rows = {r[0]: r[1:] for r in cells(runs_table([a, b]))}
@@ -180,7 +180,7 @@ def test_two_runs_get_a_difference():
 
 def test_this_run_stands_last():
     rows = cells(runs_view(full(n_runs=9)))
-    assert rows[0] == ['', 'run 5', 'run 6', 'run 7', 'run 8', 'run 9', 'run 10']
+    assert rows[0] == ['setting or score', 'run 5', 'run 6', 'run 7', 'run 8', 'run 9', 'run 10', 'run 10 − run 9']
     spec = race_view(full(n_runs=2))
     assert [s['name'] for s in spec['series']] == ['run 1', 'run 2', 'run 3'] and 'At step 100, which all have reached, run 3 leads' in spec['note']
 
