@@ -343,8 +343,8 @@ def _tie(self: Panel):
     for name, wish in wishes.items(): self.buttons[name].on_click(lambda _, wish=wish: self._ask(wish))
     for name, w in self.knobs.items(): w.observe(lambda change, name=name: self._turned(name, change.new), 'value')
     self.preset.observe(self._preset_chosen, 'value')
-    self.preset_set.on_click(lambda _: self._ask(lambda: s.preset(self.preset.value)))
-    self.load_set.on_click(lambda _: self._ask(lambda: s.load(self.load.value)))
+    self.preset_set.on_click(lambda _: self._anew(lambda: s.preset(self.preset.value)))
+    self.load_set.on_click(lambda _: self._anew(lambda: s.load(self.load.value)))
     self.upload.observe(self._uploaded, 'value')
     self.parts[3].head.observe(lambda _: self._show_share(), 'value')
     self.eyes.observe(lambda _: self._watch(), 'wanted')
@@ -380,15 +380,20 @@ def _uploaded(self: Panel, change):
 
 @patch
 def _apply(self: Panel, changes):
-    "A new run; if one was under way, the new one is too."
-    s, given = self.session, dict(changes)
-    if 'size' in given: given |= sized(s.recipe, given['size'])
+    "What the form asks for, in the words of the session."
+    given = dict(changes)
+    if 'size' in given: given |= sized(self.session.recipe, given['size'])
     if given.get('device') == 'auto': given['device'] = None
-    def wish():
-        busy = s.snapshot.state in ('running', 'preparing')
-        s.apply(**given)
-        if busy: s.run()
-    self._ask(wish)
+    self._anew(lambda: self.session.apply(**given))
+
+@patch
+def _anew(self: Panel, wish):
+    "A wish that may begin another run; if one was under way, the new one is too."
+    def ask():
+        running = self.session._mode == 'run'
+        wish()
+        if running: self.session.run()
+    self._ask(ask)
 
 @patch
 def _watch(self: Panel):

@@ -105,6 +105,15 @@ def test_a_run_under_way_goes_on_after_apply(source):
     session.stop().wait()
     panel.close()
 
+def test_a_preset_goes_on_if_the_run_did(panel):
+    panel.preset.value = 'few masks'
+    panel.preset_set.click()
+    assert panel.session.wait().state == 'ready' and panel.session.recipe.masks == 8
+    panel.session.run().wait(step=1)
+    panel.preset.value = 'both agents'
+    panel.preset_set.click()
+    assert panel.session.wait(timeout=120).state == 'finished' and panel.session.recipe.masks == 0
+
 def test_what_cannot_be_is_refused_and_nothing_is_lost(panel):
     panel.session.step()
     panel.form.fields['data'].set_state({'value': 'no/such/folder'})
