@@ -40,8 +40,8 @@ from jointseg_nb.session import Session
 said = []
 def note(session):
     def listen():
-        snap = session._snap
-        said.append((time.time(), snap.seq, snap.step, snap.seen, dict(snap.values).get('lr_ratio')))
+        now = session._now
+        said.append((time.time(), now['seq'], now.get('step', 0), now['look'].step if now.get('look') is not None else -1))
         del said[:-20000]
     session._listeners.append(listen)
     return session
@@ -195,7 +195,7 @@ session.set = noted
 
 def step_times(front):
     "When the last steps were done: (step, seconds)."
-    return front('', 'sorted({s: w for w, _, s, _, _ in said[::-1]}.items())[-14:]')
+    return front('', 'sorted({s: w for w, _, s, _ in said[::-1]}.items())[-14:]')
 
 
 def lateness(front, moved, change):
@@ -236,26 +236,34 @@ def slider_p95_ms(work, quick):
 def rss(pid): return int(re.search(r'VmRSS:\s+(\d+)', Path(f'/proc/{pid}/status').read_text())[1])/1000
 
 
-def kernel_mb_per_hour(minutes, every=15.):
-    "Growth of the kernel's memory while it trains under an open panel; the first sixth, in which histories fill, is not counted."
+def kernel_mb_per_hour(work, minutes, every=15.):
+    "Growth of the kernel's memory in an hour of training under an open panel with all its views open, and with checkpoints; the first sixth, in which histories fill, is not counted."
     front = Front()
     try:
         pid = front('import os', 'os.getpid()')
-        front('session = note(Session(endless, source)); panel = session.panel(); session.run()')
-        rows, start = [], time.monotonic()
-        while time.monotonic() - start < minutes*60:
+        print('kernel', pid, flush=True)
+        front(f'session = note(Session(endless, source, folder={str(work/"run")!r})); panel = session.panel(); session.run()')
+        front('for tab in panel.shelf.tabs.values(): tab.value = True')
+        rows, active, last, bytes_before = [], 0., time.monotonic(), front.bytes
+        while active < minutes*60:
             time.sleep(every)
-            step, state = front('', '(session.snapshot.step, session.snapshot.state)', timeout=600)
-            rows.append((round(time.monotonic() - start), step, round(rss(pid), 2)))
+            step, state, film = front('', '(session.snapshot.step, session.snapshot.state, len(session.snapshot.film))', timeout=3600)
+            now = time.monotonic()
+            active, last = active + min(now - last, 4*every), now  # it may have been stopped for a while
+            rows.append((round(active), step, round(rss(pid), 2), film))
             if state != 'running': raise RuntimeError(front('', 'session.snapshot.error'))
-        objects = front('import gc', 'len(gc.get_objects())')
-        history = front('', 'len(session.snapshot.history), len(getattr(session.snapshot, "film", ()))')
-        sent = front.bytes/(time.monotonic() - start)/1e6
+            if len(rows) % 20 == 0: print(rows[-1], 'MB an hour so far', round(slope(rows), 1), flush=True)
+        objects, history = front('import gc', 'len(gc.get_objects()), len(session.snapshot.history)')
+        sent = (front.bytes - bytes_before)/active/1e6
     finally: front.close()
-    late = np.array([r for r in rows if r[0] > minutes*10], float)
-    slope = np.polyfit(late[:, 0]/3600, late[:, 2], 1)[0]
-    return float(slope), dict(target='< 20', minutes=minutes, steps=rows[-1][1], first_mb=rows[0][2], last_mb=rows[-1][2], highest_mb=max(r[2] for r in rows), history=history[0], film=history[1], objects=objects,
-                              megabytes_per_second_sent=sent, seconds_step_mb=rows[::max(1, len(rows)//120)])
+    return slope(rows), dict(target='< 20', minutes=minutes, steps=rows[-1][1], first_mb=rows[0][2], last_mb=rows[-1][2], highest_mb=max(r[2] for r in rows), history=history, film=rows[-1][3], objects=objects,
+                             megabytes_per_second_sent=sent, seconds_step_mb_film=rows[::max(1, len(rows)//120)])
+
+
+def slope(rows):
+    "MB an hour over the last five sixths."
+    late = np.array([r for r in rows if r[0] > rows[-1][0]/6], float)
+    return float(np.polyfit(late[:, 0]/3600, late[:, 2], 1)[0])
 
 
 # --- in a browser
@@ -379,16 +387,18 @@ def mb_per_s(work, quick):
         steps = front('', 'session.snapshot.step') - first
         said, paints = front('', 'said'), [p for p in browser.paints() if p['at'] > start*1000]
         sliders = browser_slider(browser, front, 5 if quick else 40)
+        painted, missed = paint_times(said, paints)
     finally: browser.close()
-    return sent/seconds/1e6, dict(target='< 1', seconds=seconds, messages_per_second=frames/seconds, steps_per_second=steps/seconds, paints=paint_times(said, paints), paints_per_second=len(paints)/seconds, slider_with_a_browser_ms=sliders)
+    return sent/seconds/1e6, dict(target='< 1', seconds=seconds, messages_per_second=frames/seconds, steps_per_second=steps/seconds, paints=painted, looks_never_painted=missed, paints_per_second=len(paints)/seconds, slider_with_a_browser_ms=sliders)
 
 
 def paint_times(said, paints):
-    "Milliseconds from the publication of the snapshot that was painted to its paint; each snapshot once."
-    when, seen = {s[1]: s[0]*1000 for s in said}, {}
-    for p in paints:
-        if p.get('seq') in when: seen.setdefault(p['seq'], p['at'] - when[p['seq']])
-    return [round(v, 1) for v in seen.values()]
+    "Milliseconds from the publication of the snapshot that brought a look to the first paint of that look, and how many looks were never painted."
+    first, painted = {}, {}
+    for w, _, _, look in said: first.setdefault(look, w*1000)
+    for p in paints: painted.setdefault(p.get('step'), p['at'])
+    due = [look for look, w in first.items() if look > 0 and paints and paints[0]['at'] < w < paints[-1]['at'] - 1000]
+    return [round(painted[k] - first[k], 1) for k in due if k in painted], sum(k not in painted for k in due)
 
 
 def browser_slider(browser, front, n):
@@ -479,7 +489,7 @@ def main():
     for part, minutes in jobs:
         with tempfile.TemporaryDirectory() as work:
             os.environ['JOINTSEG_CACHE'] = f'{work}/cache'
-            try: figure, more = part(minutes) if minutes else part(Path(work), a.quick)
+            try: figure, more = part(Path(work), minutes or a.quick)
             except Exception as e:
                 print(f'{part.__name__} failed: {type(e).__name__}: {e}', flush=True)
                 continue
