@@ -123,7 +123,7 @@ def same(
     "Are two values the same place on a knob?"
     if not isinstance(widget, (widgets.FloatLogSlider, widgets.FloatSlider)): return a == b
     at = (lambda v: math.log(max(v, 1e-12), widget.base)) if hasattr(widget, 'base') else (lambda v: v)
-    return abs(at(a) - at(b)) < 0.45*widget.step
+    return abs(at(a) - at(b)) <= 0.505*widget.step
 
 # %% ../nbs/24_knobs.ipynb #f7fe51cd
 def _switch(a, u, e, i, possible):

@@ -232,8 +232,8 @@ STYLE = '''<style>
 .jointseg .jointseg-line .jointseg-copy {flex: 0 0 60px; margin: 0; overflow: visible}
 .jointseg .jointseg-copy button {width: 100%; margin: 0}
 .jointseg .jointseg-grid button {padding: 0; margin: 1px; min-width: 0; line-height: 24px; font-size: 12px}
-.jointseg .jointseg-agents {display: flex; align-items: center; margin: 2px}
-.jointseg .jointseg-agents > label {flex: none; text-align: right; margin-right: 8px}
+.jointseg .jointseg-agents, .jointseg .jointseg-how {display: flex; align-items: center; margin: 2px}
+.jointseg .jointseg-agents > label, .jointseg .jointseg-how > label {flex: none; text-align: right; margin-right: 8px}
 .jointseg .jointseg-agents > div {display: flex; flex: 1 1 0; flex-wrap: nowrap; min-width: 0}
 .jointseg .jointseg-agents button {padding: 0 3px; margin: 0 1px; width: auto; flex: 1 1 auto; font-size: 12px; height: 26px; line-height: 24px}
 .jointseg .jointseg-fold {text-align: left; font-weight: 600; padding: 0 6px; margin: 4px 0 2px; background: var(--js-bg2); color: var(--js-fg); box-shadow: none}
