@@ -4,27 +4,29 @@
 
 # %% auto #0
 __all__ = ['copied', 'ready_mark', 'beside', 'all_finite', 'film_state', 'film_from', 'summary_to_dict', 'summary_from_dict',
-           'FolderBusy', 'Keeper', 'read_state']
+           'FolderBusy', 'Keeper', 'read_state', 'Kept']
 
 # %% ../nbs/21_keeping.ipynb #0b72ccea
-import json, weakref
+import json, threading, time, warnings, weakref
 from base64 import b64decode, b64encode
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import MappingProxyType
 
 # %% ../nbs/21_keeping.ipynb #63b140ec
+import numpy as np
 import torch
 from fastcore.basics import patch
 from filelock import FileLock, Timeout
 
 # %% ../nbs/21_keeping.ipynb #289c8daa
-from .fit import BEGUN, check_same_photographs, data_paths, source_digest
+from .fit import BEGUN, check_same_photographs, data_paths, history_row, source_digest
 from .looks import Frame
 from .recipes import Recipe, read_recipe
 from .runs import Run, check_same_recipe, check_writable, write_atomic
-from .snapshots import RunSummary
+from .snapshots import RunSummary, summary
 
 # %% ../nbs/21_keeping.ipynb #a8dde434
 def copied(
@@ -215,3 +217,156 @@ def read_state(
     found = run.latest(check)
     run.rewind(trainer.step_done)
     return found and (found['state'], found['facts'])
+
+# %% ../nbs/21_keeping.ipynb #d0b09ed2
+class Kept:
+    "What a session does with its folder."
+    def _keep_in(self, folder):
+        "Remember that there is none yet, and open it, if there shall be one."
+        self._keeper, self._trouble, self._beside = None, None, None
+        if folder is not None: self._open(folder)
+
+# %% ../nbs/21_keeping.ipynb #a32b8d04
+_KEPT = weakref.WeakValueDictionary()
+
+@patch
+def _open(self: Kept, folder):
+    "Take the folder, and begin with what is to be gone on with there."
+    place = str(Path(folder).resolve())
+    if place in _KEPT: _KEPT[place].release()
+    try: self._keeper = Keeper(folder)
+    except (ValueError, RuntimeError) as e:
+        if isinstance(e, FolderBusy): raise
+        self._trouble = e
+        return
+    _KEPT[place] = self
+    found = self._keeper.newest(self._asked)
+    runs = self._keeper.summaries(but=found and found[0])
+    try: self._begin(*_as_begun(found, self.given), None, runs, found) if found else self._publish(self._run, runs=runs)
+    except ValueError as e: self._beside = e
+
+# %% ../nbs/21_keeping.ipynb #0cfd24a7
+def _as_begun(found, given):
+    "Recipe and photographs of a run that was kept."
+    run, begun = found
+    kept = begun.get('given') or {}
+    if kept.get('data') is not None: kept = kept | dict(data=None if kept['data'] == 'embedded' else kept['data'])
+    else: kept = kept | dict(data=given.data)
+    return read_recipe(run.path/'recipe.json'), replace(given, **kept)
+
+@patch
+def release(self: Kept):
+    "Stop, and let go of the folder; the session can be looked at, but what it does from now on is not kept."
+    self.stop().wait()
+    if self._keeper is None: return
+    self._keep_at_rest(self._run)
+    self._keeper.close()
+    self._keeper, self._run.place = None, None
+    self._publish(self._run, remark='its folder was given away: what it does from now on is not kept')
+
+# %% ../nbs/21_keeping.ipynb #b352aad3
+@patch
+def _settle(self: Kept, run, first):
+    "A place in the folder, and the state that was kept there: changes to the snapshot."
+    if self._keeper is None: return {}
+    said, new = [first['remark']], {}
+    if run.found:
+        try: new = self._go_on(run, said)
+        except ValueError as e: self._beside = e
+    if self._beside: said.append(f'a new run begins in {self._keeper.path}, the old one stays: {self._beside}')
+    self._beside = None
+    if not run.place: run.place = self._keeper.begin(run.recipe, run.setup.source, run.given, self._asked)
+    return new | dict(remark='; '.join(s for s in said if s))
+
+# %% ../nbs/21_keeping.ipynb #53d42b36
+def _rows(matrix): return tuple(tuple(bool(x) for x in row) for row in matrix)
+
+# %% ../nbs/21_keeping.ipynb #57d484f3
+_WARNINGS = threading.Lock()   # `catch_warnings` is for one thread at a time
+
+@patch
+def _go_on(self: Kept, run, said):
+    "Take over the newest checkpoint: changes to the snapshot."
+    (place, begun), t = run.found, run.setup.trainer
+    with _WARNINGS, warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter('always')
+        got = read_state(place, begun, run.setup.source, run.recipe, t)
+    said += [str(w.message) for w in heard]
+    run.place = place
+    if got is None: return {}
+    state, was = got
+    other = [f'{k} was {was.get(k)!r}, is {v!r}' for k, v in run.facts.items() if was.get(k) != v]
+    if other: said.append(f"it goes on, but not bit for bit: {', '.join(other)}")
+    return self._restored(run, state)
+
+# %% ../nbs/21_keeping.ipynb #e41b4ca0
+@patch
+def _restored(self: Kept, run, state):
+    "History, film, scores and knobs as they were."
+    t, lab = run.setup.trainer, json.loads(state['lab'])
+    run.rows, run.seconds = [MappingProxyType(r) for r in lab['rows']], state['seconds']
+    try: later = run.place.read_json('knobs')
+    except ValueError: later = {}
+    values = lab['values'] | (later['values'] if later.get('step') == t.step_done else {})
+    values |= dict(switches=_rows(values['switches']))
+    with self._cv:
+        values |= {k: self._now['values'][k] for k in self._now.get('waiting', ()) if self._run is run}
+        stands = t.values | dict(switches=_rows(t.model.switches.tolist()))
+        moved = {k: v for k, v in values.items() if stands[k] != v}
+        run.knobs.set(**moved)
+        self._publish(run, values=MappingProxyType(values), waiting=tuple(moved))
+    return dict(step=t.step_done, saved=t.step_done, film=film_from(state['lab_film']), changes=tuple(t.log),
+                scores=MappingProxyType(lab['scores']), scored=lab['scored'], confusion=lab['confusion'] and np.array(lab['confusion']), rates=MappingProxyType(t.rates_now()))
+
+# %% ../nbs/21_keeping.ipynb #6c48984d
+@patch
+def _note(self: Kept, run, report, rest):
+    "A line for the history on the disk; a checkpoint, when it is due."
+    scores = {k: v for k, v in run.rows[-1].items() if k in ('miou', 'lesion_miou', 'top1')} if run.rows else {}
+    run.lines.append(history_row(report, run.setup.trainer, run.seconds, scores))
+    if not rest and run.keeping.due() and not run.writing: self._keep(run)
+
+@patch
+def _keep(self: Kept, run):
+    "Have a checkpoint written; the future of it."
+    t, snap, start = run.setup.trainer, self.snapshot, time.monotonic()
+    lab = dict(rows=[dict(r) for r in snap.history], values=dict(snap.values), scores=dict(snap.scores), scored=snap.scored, confusion=None if snap.confusion is None else snap.confusion.tolist())
+    state = dict(trainer=copied(t.state_dict()), seconds=run.seconds, scores={}, looks=[], warnings=[], film={}, lab=lab, lab_film=snap.film)
+    lines, run.lines, run.writing = run.lines, [], True
+    return self._keeper.hand.submit(self._written, run, state, lines, summary(snap), ready_mark(t.engine.device), time.monotonic() - start)
+
+# %% ../nbs/21_keeping.ipynb #aee70e41
+@patch
+def _written(self: Kept, run, state, lines, said, mark, took):
+    "Write a checkpoint: what the keeper's hand does."
+    t, start = run.setup.trainer, time.monotonic()
+    try:
+        state |= dict(lab=json.dumps(state['lab']), lab_film=film_state(state['lab_film']))
+        self._keeper.write(run.place, state, run.recipe, run.facts, lines, said, t.engine.device, mark)
+        self._publish(run, saved=state['trainer']['step'])
+    except Exception as e:
+        run.lines = lines + run.lines
+        self._publish(run, remark=f'not kept since step {max(0, self._now.get("saved", 0))}: {e}')
+    finally:
+        run.keeping.last, run.writing = time.monotonic(), False
+        run.keeping.costs.append(took + run.keeping.last - start)
+
+# %% ../nbs/21_keeping.ipynb #f1f1db2e
+@patch
+def _keep_knobs(self: Kept, run):
+    "Have it written where the knobs stand; once for many moves."
+    if run.noted: return
+    run.noted = True
+    def write():
+        run.noted = False
+        try: run.place.write_json('knobs', dict(step=self._now.get('step', 0), values=dict(self._now['values'])))
+        except OSError as e: self._publish(run, remark=f'the knobs are not kept: {e}')
+    self._keeper.hand.submit(write)
+
+# %% ../nbs/21_keeping.ipynb #ce58a42a
+@patch
+def _keep_at_rest(self: Kept, run):
+    "A checkpoint now, unless there is one of this step; then the network by itself, for who wants to predict with it."
+    if not run.place or not run.built or self._run is not run or (self._now.get('saved') == run.setup.trainer.step_done and not run.lines and not self._now.get('waiting')): return
+    self._keep(run).result()
+    if self._now.get('saved') == run.setup.trainer.step_done: run.setup.trainer.eval_model.save(run.place.path/'model.safetensors')

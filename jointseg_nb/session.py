@@ -6,7 +6,7 @@
 __all__ = ['LOOKING', 'SCORING', 'KEEPING', 'EVERY', 'WATCHABLE', 'Session', 'Stopped', 'advice']
 
 # %% ../nbs/21_session.ipynb #91a5429e
-import json, threading, time, warnings, weakref
+import threading, time
 from dataclasses import fields, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -25,15 +25,15 @@ from .data import Source, split
 from .datasets import LABELS, read
 from .engine import facts
 from .evaluate import evaluate
-from .fit import held_out, history_row, pick_eyes, show_eyes
+from .fit import held_out, pick_eyes, show_eyes
 from .fundus import eyes
-from .keeping import FolderBusy, Keeper, copied, film_from, film_state, read_state, ready_mark
+from .keeping import Kept
 from .presets import PRESETS, Given, check_possible, named_switches, read_setup, setup_json, setup_string
-from .recipes import Recipe, read_recipe, recipe
+from .recipes import Recipe, recipe
 from .snapshots import Pace, Snapshot, attention_table, memory_mb, summary, thin
 
 # %% ../nbs/21_session.ipynb #851532bf
-class Session:
+class Session(Kept):
     "A training that runs in a thread of its own, with knobs that move while it does."
     def __init__(self,
         recipe=None,          # a `Recipe`; None for `recipe('pocket')`, or for the one that is in the folder
@@ -49,12 +49,11 @@ class Session:
         self.evaluate_every, self._read, self._watched, self._photo = evaluate_every, {}, (), None
         self._cv, self._turn = threading.Condition(threading.RLock()), threading.Lock()
         self._thread, self._painter, self._listeners, self._now, self._made = None, None, [], dict(seq=0), None
-        self._keeper, self._trouble, self._beside = None, None, None
         given = Given(source, n_source, label, device, n_eyes)
         self._asked = recipe and setup_json(recipe, given, switches)
         self._good = self._base = recipe or _pocket(), given
         self._begin(*self._good, switches)
-        if folder is not None: self._open(folder)
+        self._keep_in(folder)
 
 # %% ../nbs/21_session.ipynb #27f73010
 def _pocket(): return recipe('pocket')
@@ -357,148 +356,6 @@ def _waiting(self: Session, run):
     t = run.setup.trainer
     now = t.values | dict(switches=_tuples(t.model.switches.tolist()))
     return tuple(k for k, v in self._now['values'].items() if now[k] != v)
-
-# %% ../nbs/21_session.ipynb #5d1eafc7
-_KEPT = weakref.WeakValueDictionary()
-
-@patch
-def _open(self: Session, folder):
-    "Take the folder, and begin with what is to be gone on with there."
-    place = str(Path(folder).resolve())
-    if place in _KEPT: _KEPT[place].release()
-    try: self._keeper = Keeper(folder)
-    except (ValueError, RuntimeError) as e:
-        if isinstance(e, FolderBusy): raise
-        self._trouble = e
-        return
-    _KEPT[place] = self
-    found = self._keeper.newest(self._asked)
-    runs = self._keeper.summaries(but=found and found[0])
-    try: self._begin(*_as_begun(found, self.given), None, runs, found) if found else self._publish(self._run, runs=runs)
-    except ValueError as e: self._beside = e
-
-# %% ../nbs/21_session.ipynb #4029a5f9
-def _as_begun(found, given):
-    "Recipe and photographs of a run that was kept."
-    run, begun = found
-    kept = begun.get('given') or {}
-    if kept.get('data') is not None: kept = kept | dict(data=None if kept['data'] == 'embedded' else kept['data'])
-    else: kept = kept | dict(data=given.data)
-    return read_recipe(run.path/'recipe.json'), replace(given, **kept)
-
-@patch
-def release(self: Session):
-    "Stop, and let go of the folder; the session can be looked at, but what it does from now on is not kept."
-    self.stop().wait()
-    if self._keeper is None: return
-    self._keep_at_rest(self._run)
-    self._keeper.close()
-    self._keeper, self._run.place = None, None
-    self._publish(self._run, remark='its folder was given away: what it does from now on is not kept')
-
-# %% ../nbs/21_session.ipynb #50ead709
-@patch
-def _settle(self: Session, run, first):
-    "A place in the folder, and the state that was kept there: changes to the snapshot."
-    if self._keeper is None: return {}
-    said, new = [first['remark']], {}
-    if run.found:
-        try: new = self._go_on(run, said)
-        except ValueError as e: self._beside = e
-    if self._beside: said.append(f'a new run begins in {self._keeper.path}, the old one stays: {self._beside}')
-    self._beside = None
-    if not run.place: run.place = self._keeper.begin(run.recipe, run.setup.source, run.given, self._asked)
-    return new | dict(remark='; '.join(s for s in said if s))
-
-# %% ../nbs/21_session.ipynb #7eb4ba97
-_WARNINGS = threading.Lock()   # `catch_warnings` is for one thread at a time
-
-@patch
-def _go_on(self: Session, run, said):
-    "Take over the newest checkpoint: changes to the snapshot."
-    (place, begun), t = run.found, run.setup.trainer
-    with _WARNINGS, warnings.catch_warnings(record=True) as heard:
-        warnings.simplefilter('always')
-        got = read_state(place, begun, run.setup.source, run.recipe, t)
-    said += [str(w.message) for w in heard]
-    run.place = place
-    if got is None: return {}
-    state, was = got
-    other = [f'{k} was {was.get(k)!r}, is {v!r}' for k, v in run.facts.items() if was.get(k) != v]
-    if other: said.append(f"it goes on, but not bit for bit: {', '.join(other)}")
-    return self._restored(run, state)
-
-# %% ../nbs/21_session.ipynb #bc2dfbc0
-@patch
-def _restored(self: Session, run, state):
-    "History, film, scores and knobs as they were."
-    t, lab = run.setup.trainer, json.loads(state['lab'])
-    run.rows, run.seconds = [MappingProxyType(r) for r in lab['rows']], state['seconds']
-    try: later = run.place.read_json('knobs')
-    except ValueError: later = {}
-    values = lab['values'] | (later['values'] if later.get('step') == t.step_done else {})
-    values |= dict(switches=_tuples(values['switches']))
-    with self._cv:
-        values |= {k: self._now['values'][k] for k in self._now.get('waiting', ()) if self._run is run}
-        stands = t.values | dict(switches=_tuples(t.model.switches.tolist()))
-        moved = {k: v for k, v in values.items() if stands[k] != v}
-        run.knobs.set(**moved)
-        self._publish(run, values=MappingProxyType(values), waiting=tuple(moved))
-    return dict(step=t.step_done, saved=t.step_done, film=film_from(state['lab_film']), changes=tuple(t.log),
-                scores=MappingProxyType(lab['scores']), scored=lab['scored'], confusion=lab['confusion'] and looks._frozen(np.array(lab['confusion'])), rates=MappingProxyType(t.rates_now()))
-
-# %% ../nbs/21_session.ipynb #7fffb9e6
-@patch
-def _note(self: Session, run, report, rest):
-    "A line for the history on the disk; a checkpoint, when it is due."
-    scores = {k: v for k, v in run.rows[-1].items() if k in ('miou', 'lesion_miou', 'top1')} if run.rows else {}
-    run.lines.append(history_row(report, run.setup.trainer, run.seconds, scores))
-    if not rest and run.keeping.due() and not run.writing: self._keep(run)
-
-@patch
-def _keep(self: Session, run):
-    "Have a checkpoint written; the future of it."
-    t, snap, start = run.setup.trainer, self.snapshot, time.monotonic()
-    lab = dict(rows=[dict(r) for r in snap.history], values=dict(snap.values), scores=dict(snap.scores), scored=snap.scored, confusion=None if snap.confusion is None else snap.confusion.tolist())
-    state = dict(trainer=copied(t.state_dict()), seconds=run.seconds, scores={}, looks=[], warnings=[], film={}, lab=lab, lab_film=snap.film)
-    lines, run.lines, run.writing = run.lines, [], True
-    return self._keeper.hand.submit(self._written, run, state, lines, summary(snap), ready_mark(t.engine.device), time.monotonic() - start)
-
-# %% ../nbs/21_session.ipynb #b82fec9b
-@patch
-def _written(self: Session, run, state, lines, said, mark, took):
-    "Write a checkpoint: what the keeper's hand does."
-    t, start = run.setup.trainer, time.monotonic()
-    try:
-        state |= dict(lab=json.dumps(state['lab']), lab_film=film_state(state['lab_film']))
-        self._keeper.write(run.place, state, run.recipe, run.facts, lines, said, t.engine.device, mark)
-        self._publish(run, saved=state['trainer']['step'])
-    except Exception as e:
-        run.lines = lines + run.lines
-        self._publish(run, remark=f'not kept since step {max(0, self._now.get("saved", 0))}: {e}')
-    finally:
-        run.keeping.last, run.writing = time.monotonic(), False
-        run.keeping.costs.append(took + run.keeping.last - start)
-
-# %% ../nbs/21_session.ipynb #46703a53
-@patch
-def _keep_knobs(self: Session, run):
-    "Have it written where the knobs stand; once for many moves."
-    if run.noted: return
-    run.noted = True
-    def write():
-        run.noted = False
-        try: run.place.write_json('knobs', dict(step=self._now.get('step', 0), values=dict(self._now['values'])))
-        except OSError as e: self._publish(run, remark=f'the knobs are not kept: {e}')
-    self._keeper.hand.submit(write)
-
-# %% ../nbs/21_session.ipynb #c244a0ee
-@patch
-def _keep_at_rest(self: Session, run):
-    "A checkpoint now, unless there is one of this step; then the network by itself, for who wants to predict with it."
-    if not run.place or not run.built or self._run is not run or (self._now.get('saved') == run.setup.trainer.step_done and not run.lines and not self._now.get('waiting')): return
-    self._keep(run).result()
-    if self._now.get('saved') == run.setup.trainer.step_done: run.setup.trainer.eval_model.save(run.place.path/'model.safetensors')
 
 # %% ../nbs/21_session.ipynb #f737cbf7
 @patch
