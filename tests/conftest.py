@@ -135,7 +135,7 @@ class Page:
 
     def run(self):
         step = self.step
-        self.click('run')
+        self.go_on()
         self.until(lambda: self.step > step)
 
     def go_on(self):
