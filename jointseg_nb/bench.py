@@ -20,10 +20,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 # %% ../nbs/26_bench.ipynb #be4c8406
 import jointseg_nb
+from . import blocks
 from .agents import JointSeg
-from .blocks import count_parameters
+from .blocks import count_parameters, fused_operations
 from .cooperate import Cooperation
-from .engine import Engine
+from .engine import Engine, fused_by
 from .export import fold_batch_norm
 from .recipes import recipe
 
@@ -58,6 +59,7 @@ def our_trainer(
     precision='auto',     # 'auto', 'float32' or 'bfloat16'
 ):  # a `Cooperation`
     "The paper's trainer over random batches."
+    fused_operations()   # loaded before anything is measured
     x, y, one, m = random_batches(case)
     stream = lambda x, y: itertools.repeat(SimpleNamespace(x=x, y=y, index=torch.arange(len(x))))
     r = recipe('paper', net=case.net, stem_stride=case.stem, clf_batch=case.images, lr=LR, power=0., meter_every=0, precision=precision)
@@ -142,6 +144,11 @@ def _naive(both):
         return lambda: loop.step(*batches), loop.net
     return make
 
+def _unfused(case):
+    "Ours, with PyTorch's own batch norm, ReLU, concatenation and pooling."
+    blocks.FUSE_ABOVE = float('inf')
+    return _ours('auto')(case)
+
 # %% ../nbs/26_bench.ipynb #c48af5f1
 def _compiled(case):
     "Our step with both agents compiled, on a GPU as CUDA graphs."
@@ -191,6 +198,7 @@ def _naive_inference(case):
 CONTENDERS = dict(
     ours=_ours('auto'),                       # as shipped: bfloat16 where the chip has units for it
     ours_fp32=_ours('float32'),
+    ours_unfused=_unfused,                    # without numba's share
     ours_compiled=_compiled,
     naive=_naive(True),                       # both heads on both streams, forward and backward
     naive_one_backward=_naive(False),         # backward through the head that has labels only
@@ -349,7 +357,7 @@ def groups(
     peers,  # with the public library?
 ):  # group -> name -> `Case`
     "Who runs beside whom."
-    step = ['ours', 'ours_fp32', 'naive', 'naive_one_backward', 'peak'] + ['smp_default', 'smp_best']*peers + ['ours_compiled']*(case.device == 'cuda')
+    step = ['ours', 'ours_unfused', 'ours_fp32', 'naive', 'naive_one_backward', 'peak'] + ['smp_default', 'smp_best']*peers + ['ours_compiled']*(case.device == 'cuda')
     full = replace(case, stem=1, images=min(case.images, 8))
     both = ['ours_inference', 'naive_inference']
     who = lambda names, case: {n: replace(case, who='ours' if n == 'peak' else n) for n in names}
@@ -367,7 +375,7 @@ def ratios(
     return dict(naive=over(step, 'naive', 'ours'), naive_fp32=over(step, 'naive', 'ours_fp32'), smp_default=over(step, 'smp_default', 'ours'),
         smp_best=over(step, 'smp_best', 'ours'), memory=memory['ours']/memory['naive'], peak_fraction=flops/step['ours']/step['peak'],
         inference=over(inf, 'naive_inference', 'ours_inference'), inference_few=over(few, 'naive_inference', 'ours_inference'), naive_one_backward=over(step, 'naive_one_backward', 'ours'),
-        compiled=over(step, 'ours', 'ours_compiled'), stem1_naive=over(s1, 'naive', 'ours'), stem1_naive_fp32=over(s1, 'naive', 'ours_fp32'))
+        compiled=over(step, 'ours', 'ours_compiled'), unfused=over(step, 'naive', 'ours_unfused'), stem1_naive=over(s1, 'naive', 'ours'), stem1_naive_fp32=over(s1, 'naive', 'ours_fp32'))
 
 # %% ../nbs/26_bench.ipynb #7163198c
 def machine(device):  # dict
@@ -375,7 +383,7 @@ def machine(device):  # dict
     lines = Path('/proc/cpuinfo').read_text().splitlines() if Path('/proc/cpuinfo').exists() else []
     name = next((l.split(':')[1].strip() for l in lines if l.startswith('model name')), platform.processor() or platform.machine())
     gpu = dict(gpu=torch.cuda.get_device_name(), cuda=torch.version.cuda) if device == 'cuda' else {}
-    return dict(processor=name, cores=os.cpu_count(), **gpu, precision=Engine(device).precision, torch=torch.__version__, python=platform.python_version(), system=platform.system())
+    return dict(processor=name, cores=os.cpu_count(), **gpu, precision=Engine(device).precision, fused=fused_by() if device == 'cpu' else None, torch=torch.__version__, python=platform.python_version(), system=platform.system())
 
 # %% ../nbs/26_bench.ipynb #84b58654
 def _table(cases, found):

@@ -1,6 +1,7 @@
 """The network as a file for others: equal to the network, whole, and in need of nothing of ours. What it means is in notebook 21."""
 import copy, json, subprocess, sys
 import pytest, torch
+from PIL import Image
 from jointseg_nb import export
 from jointseg_nb.agents import JointSeg
 from jointseg_nb.attention import ATTENTIONS
@@ -141,3 +142,16 @@ def test_names_and_facts_are_asked_for_first(tmp_path):
 def test_without_the_extra_it_says_how(tmp_path, monkeypatch):
     monkeypatch.setattr(export.importlib.util, 'find_spec', lambda n: None)
     with pytest.raises(ValueError, match=r'jointseg_nb\[export\]'): save_onnx(net(), tmp_path/'m.onnx')
+
+@pytest.mark.parametrize('agent, empty, files', [('classifier', 'pixels', {'cam', 'cam_array'}), ('segmenter', 'probabilities', {'mask', 'overlay'})])
+def test_an_agent_that_never_trained_says_nothing(tmp_path, agent, empty, files):
+    "Neither in the table nor as a file."
+    model = net()
+    model.meta = dict(size=32, crop=32, label_names=['a', 'b', 'c'], mask_classes=list('wxyz'), mask_colors=[[0, 0, 0]]*4, agents=[agent])
+    Image.fromarray(photographs(1)[0].permute(1, 2, 0).byte().numpy()).save(tmp_path/'eye.png')
+    table = export.predict_files(model, [tmp_path/'eye.png'], tmp_path/'out', progress=False)
+    row = table['photographs'][0]
+    assert table['agents'] == [agent] and not row[empty] and set(row['files']) == files
+    assert (row['grade'] is None) == (agent == 'segmenter') and len(list((tmp_path/'out').glob('eye_*'))) == 2
+    head, line = (tmp_path/'out'/'predictions.csv').read_text().splitlines()
+    assert len(head.split(',')) == len(line.split(','))
