@@ -326,14 +326,12 @@ def embedded(
     workers=None, # processes that draw; None: this one alone
     progress=False, # show a progress bar
     label='grade', # what the labels are: 'grade' (5 classes), 'has_dr' (2), or 'auto', which is the grade
-    keep=False, # keep them on the disk and find them there the next time, see `kept_eyes`
 ): # Source
     "Eyes of the embedded world as a Source: every one with masks and a grade, every one its own patient."
     if label not in ('auto', *LABELS): raise ValueError(f"label={label!r}: of an embedded eye only {' and '.join(LABELS)} are known")
     if n < 1: raise ValueError(f"n={n}: ask for at least one eye")
     draw = partial(_draw, workers=workers, progress=progress)
-    if keep: from jointseg_nb.cache import kept_eyes
-    images, masks, labels = kept_eyes(n, seed, size, draw) if keep else draw(n, seed, size)
+    images, masks, labels = draw(n, seed, size)
     labels = torch.as_tensor(labels)
     if label == 'has_dr': labels = (labels > 0).long()
     return Source(torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(masks), labels=labels, label_names=LABELS.get(label, GRADES),

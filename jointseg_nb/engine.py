@@ -4,11 +4,10 @@
 
 # %% auto #0
 __all__ = ['DEVICES', 'PRECISIONS', 'M_TRIM_THRESHOLD', 'M_MMAP_MAX', 'M_ARENA_MAX', 'available_devices', 'pick_device',
-           'native_bfloat16', 'pick_precision', 'keep_memory', 'Engine', 'fused_by', 'facts']
+           'native_bfloat16', 'pick_precision', 'keep_memory', 'Engine', 'facts']
 
 # %% ../nbs/10_engine.ipynb #6e6f3e19
-import ctypes, platform, sys
-from importlib.metadata import PackageNotFoundError, version
+import ctypes, platform
 from contextlib import nullcontext
 
 # %% ../nbs/10_engine.ipynb #027410a0
@@ -92,11 +91,6 @@ class Engine:
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
 
 # %% ../nbs/10_engine.ipynb #b20c6415
-def fused_by():  # 'numba 0.68.1' and the like, or None
-    "What fuses the operations of large maps in training on a processor (28), if it is there."
-    try: return f'numba {version("numba")}' if sys.platform == 'linux' else None
-    except PackageNotFoundError: return None
-
 def facts(
     engine,  # an `Engine`
 ):  # dict of strings and numbers, JSON-able
@@ -104,4 +98,4 @@ def facts(
     d = engine.device
     name = torch.cuda.get_device_name(d) if d.type == 'cuda' else platform.processor() or platform.machine()
     return dict(device=str(d), device_name=name, precision=engine.precision, threads=torch.get_num_threads(),
-                torch=torch.__version__, python=platform.python_version(), system=platform.system(), fused=fused_by() if d.type == 'cpu' else None)
+                torch=torch.__version__, python=platform.python_version(), system=platform.system())

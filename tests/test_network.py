@@ -5,7 +5,7 @@ import pytest, torch
 from hypothesis import given, settings, strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from jointseg_nb import agents, blocks
+from jointseg_nb import agents
 from jointseg_nb.agents import JointSeg, _digest
 from jointseg_nb.attention import ATTENTIONS
 from jointseg_nb.blocks import count_flops
@@ -197,37 +197,3 @@ def test_the_shipped_model_is_small_and_finds_lesions():
 def test_a_package_without_its_model_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setattr(agents, '__file__', str(tmp_path/'agents.py'))
     with pytest.raises(FileNotFoundError, match='jointseg-train'): JointSeg.pretrained()
-
-@pytest.mark.parametrize('norm', ['batch', 'agent'])
-@pytest.mark.parametrize('factorised', [False, True])
-def test_fused_training_is_plain_training(norm, factorised, monkeypatch):
-    "Outputs, gradients and statistics of both agents, in double precision; and the same bits twice."
-    pytest.importorskip('numba')
-    def train(above, layout=torch.channels_last):
-        monkeypatch.setattr(blocks, 'FUSE_ABOVE', above)
-        model = net(norm=norm, factorised_encoder=factorised).double().train().to(memory_format=layout)
-        x = images(4, 16, 24).double().to(memory_format=layout)
-        outs = model.classify(x), model.segment(x)
-        sum(o.square().mean() for o in outs).backward()
-        return [*outs, *(p.grad for p in model.parameters()), *model.buffers()]
-    fused, again, plain = train(0), train(0), train(2**40)
-    for a, b, c in zip(fused, again, plain):
-        assert a.equal(b) and (a - c).abs().max() <= 1e-9*(1 + c.abs().max())
-
-def test_fused_training_in_bfloat16(monkeypatch):
-    "Its gradients are as near to those of single precision as PyTorch's own."
-    pytest.importorskip('numba')
-    def train(above, half=True):
-        monkeypatch.setattr(blocks, 'FUSE_ABOVE', above)
-        model = net().train().to(memory_format=torch.channels_last)
-        with torch.autocast('cpu', torch.bfloat16, enabled=half): out = model.segment(images(4, 16, 24).to(memory_format=torch.channels_last))
-        out.float().square().mean().backward()
-        return torch.cat([p.grad.flatten() for p in model.encoder.parameters()])
-    exact = train(2**40, half=False)
-    fused, plain = (torch.cosine_similarity(train(above), exact, 0) for above in (0, 2**40))
-    assert fused > plain - .01, (fused, plain)
-
-def test_fusing_leaves_the_number_of_threads_alone():
-    pytest.importorskip('numba')
-    before = torch.get_num_threads()
-    assert blocks.fused_operations() is not None and torch.get_num_threads() == before

@@ -15,7 +15,7 @@ package = root/'jointseg_nb'
 rooms = sorted((f for f in (root/'nbs').glob('[0-9][0-9]_*.ipynb')), key=lambda f: f.name)
 names = [f.stem.split('_', 1)[1] for f in rooms]
 versions = '3.10.13', '3.11.7', '3.12.1', '3.13.0'
-not_in_all = {'bench', 'commands'} # for the shell
+not_in_all = {'experiments', 'bench', 'commands'} # a tool with names of its own, and what is for the shell
 
 def settings():
     ini = ConfigParser(delimiters=['='], interpolation=None)
@@ -95,7 +95,8 @@ def test_import_takes_only_the_standard_library():
 def rooms_used(path):
     "Rooms that a module imports from; nbdev writes `from jointseg_nb.blocks` as `from .blocks`."
     for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
-        if isinstance(node, ast.ImportFrom) and node.level: yield node.module
+        if isinstance(node, ast.ImportFrom) and node.level: yield from [node.module] if node.module else (a.name for a in node.names)
+        if isinstance(node, ast.ImportFrom) and node.module == 'jointseg_nb': yield from (a.name for a in node.names)
         if isinstance(node, ast.ImportFrom) and (node.module or '').startswith('jointseg_nb.'): yield node.module.split('.')[1]
         if isinstance(node, ast.Import): yield from (a.name.split('.')[1] for a in node.names if a.name.startswith('jointseg_nb.'))
 
@@ -147,7 +148,7 @@ def test_wheel_holds_the_package_alone(wheel):
     files = zipfile.ZipFile(wheel).namelist()
     info = f'jointseg_nb-{settings()["version"]}.dist-info/'
     assert all(f.startswith(('jointseg_nb/', info)) for f in files), files
-    here = {f.relative_to(root).as_posix() for f in package.iterdir() if f.suffix in ('.py', '.safetensors', '.json')}
+    here = {f.relative_to(root).as_posix() for f in [*package.iterdir(), *(package/'static').iterdir()] if f.suffix in ('.py', '.safetensors', '.json', '.js', '.css')}
     assert {f for f in files if not f.startswith(info)} == here
     assert 'jointseg_nb/pocket.safetensors' in files, 'the trained model does not ship'
     assert info + 'licenses/LICENSE' in files
