@@ -354,7 +354,7 @@ SCRUB = '''seconds => new Promise(done => {
     root.addEventListener('jointseg-painted', e => ms.push(e.detail.ms));
     let i = 0;
     const move = now => {
-        if (now - start > 1000*seconds) return done({fps: ms.length/seconds, ms: ms.sort((a, b) => a - b)[ms.length >> 1]});
+        if (now - start > 1000*seconds) return done({painted: ms.length, asked: i});
         line.value = i = (i + 1) % (Number(line.max) + 1);
         line.dispatchEvent(new Event('input', {bubbles: true}));
         requestAnimationFrame(move);
@@ -363,12 +363,12 @@ SCRUB = '''seconds => new Promise(done => {
 })'''
 
 
-def test_eight_large_eyes_scrub_quickly(browser):
-    "8 eyes of 224 px; on a machine at rest it is the 60 frames a second of the screen, here half of what is promised is asked for."
+def test_eight_large_eyes_scrub(browser):
+    "8 eyes of 224 px, moved at every frame of the screen: what is asked for faster than it can be drawn is left out, the last is shown. How fast: `benchmarks/lab.py`."
     stage = eyes_stage(browser, run(8, 224, range(0, 300, 10)))
     seen = stage.js(SCRUB, 2)
-    print(seen)
-    assert seen['fps'] > 15 and seen['ms'] < 25
+    assert seen['painted'] > 1
+    stage.until(lambda: stage.frame() == f'step {10*seen["asked"]}')
     stage.page.close()
 
 
