@@ -326,12 +326,13 @@ def embedded(
     workers=None, # processes that draw; None: this one alone
     progress=False, # show a progress bar
     label='grade', # what the labels are: 'grade' (5 classes), 'has_dr' (2), or 'auto', which is the grade
+    keep=None, # a function like `kept_eyes` of the cache, which looks for eyes drawn before and draws the others; None: all are drawn
 ): # Source
     "Eyes of the embedded world as a Source: every one with masks and a grade, every one its own patient."
     if label not in ('auto', *LABELS): raise ValueError(f"label={label!r}: of an embedded eye only {' and '.join(LABELS)} are known")
     if n < 1: raise ValueError(f"n={n}: ask for at least one eye")
     draw = partial(_draw, workers=workers, progress=progress)
-    images, masks, labels = draw(n, seed, size)
+    images, masks, labels = keep(n, seed, size, draw) if keep else draw(n, seed, size)
     labels = torch.as_tensor(labels)
     if label == 'has_dr': labels = (labels > 0).long()
     return Source(torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(masks), labels=labels, label_names=LABELS.get(label, GRADES),

@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 
 # %% ../nbs/17_fit.ipynb #6dc2d050
 from .cooperate import AGENTS, collapse_warning, set_up, stalled
+from .cache import kept_eyes
 from .data import Augment, embedded, join, take_window
 from .datasets import LAYOUTS, read
 from .engine import facts
@@ -54,8 +55,8 @@ def load_source(
         each = [load_source(d, recipe, label, n, progress, **reading) for d in data]
         return each[0] if len(each) == 1 else join(*each)
     if of_embedded := re.fullmatch(r'embedded(?::(\d+))?', str(data)):
-        n, keep = int(of_embedded[1] or n), recipe.size <= 128 and reading.get('cache') is not False
-        return embedded(n, seed=0, size=recipe.size, progress=progress, label=label, keep=keep, workers=min(2, os.cpu_count() or 1))
+        n, small = int(of_embedded[1] or n), recipe.size <= 128 and reading.get('cache') is not False
+        return embedded(n, seed=0, size=recipe.size, progress=progress, label=label, keep=kept_eyes if small else None, workers=min(2, os.cpu_count() or 1))
     path, how = named_set(data)
     return read(path, size=recipe.size, label=label, progress=progress, **reading | how)
 

@@ -84,7 +84,7 @@ def test_many_moves_keep_the_last(kernel):
     assert kernel('', 'session.setup.trainer.values["lr_ratio"]') == 2.5
 
 def test_switch_and_buttons(kernel):
-    kernel.move(kernel('', 'panel.switches[0][0].model_id'), value=False)
+    kernel.move(kernel('', 'panel.switches.rows[0][0].model_id'), value=False)
     kernel.until('session.setup.trainer.model.switches.tolist()[0][0] is False')
     kernel('panel.buttons["pause"].click(); session.wait()')
     step = kernel('', 'session.snapshot.step')

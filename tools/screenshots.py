@@ -95,7 +95,7 @@ def notebook(chromium, folder, steps):
                 page.locator('.jointseg-label-noise .noUi-handle').focus()
                 page.keyboard.press('PageUp'); page.keyboard.press('PageUp')
             open_views(page, *views)
-            page.wait_for_timeout(15_000)
+            page.wait_for_timeout(8_000)
             keep(page, f'panel-{name}', box(page, '.jointseg-cards'), 1000)
         page.close()
     finally: end(process)
