@@ -95,7 +95,7 @@ def notebook(chromium, folder, steps):
                 page.locator('.jointseg-label-noise .noUi-handle').focus()
                 page.keyboard.press('PageUp'); page.keyboard.press('PageUp')
             open_views(page, *views)
-            page.wait_for_timeout(8_000)
+            page.wait_for_timeout(30_000 if name == 'attention' else 8_000)  # its switches are tried one at a time
             keep(page, f'panel-{name}', box(page, '.jointseg-cards'), 1000)
         page.close()
     finally: end(process)
@@ -105,7 +105,7 @@ def app(chromium, folder, steps):
     "The app of its own."
     process, url = serve(folder, '--app')
     try:
-        page = chromium.new_page(viewport=dict(width=1440, height=1000), color_scheme='light')
+        page = chromium.new_page(viewport=dict(width=1440, height=830), color_scheme='light')
         page.set_default_timeout(300_000)
         go(page, url)
         page.wait_for_selector('.jointseg-status')
