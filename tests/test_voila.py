@@ -65,7 +65,7 @@ def test_keyboard_alone(page):
         if found[0]:
             seen |= set(found[0].split())
             if not found[1]: unnamed.append(found[2])
-    for name in 'run pause step stop lr-ratio label-noise timeline play tab-scores'.split(): assert f'jointseg-{name}' in seen, (name, sorted(seen))
+    for name in 'pause stop reset lr-ratio label-noise timeline play tab-scores'.split(): assert f'jointseg-{name}' in seen, (name, sorted(seen))
     assert not unnamed, unnamed[:3]
 
 def test_nothing_is_asked_of_other_machines(page):
