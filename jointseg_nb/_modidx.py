@@ -1296,7 +1296,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'jointseg_nb.snapshots.Pace.forget': ('snapshots.html#pace.forget', 'jointseg_nb/snapshots.py'),
                                        'jointseg_nb.snapshots.RunSummary': ('snapshots.html#runsummary', 'jointseg_nb/snapshots.py'),
                                        'jointseg_nb.snapshots.Snapshot': ('snapshots.html#snapshot', 'jointseg_nb/snapshots.py'),
-                                       'jointseg_nb.snapshots._resident': ('snapshots.html#_resident', 'jointseg_nb/snapshots.py'),
                                        'jointseg_nb.snapshots.attention_table': ( 'snapshots.html#attention_table',
                                                                                   'jointseg_nb/snapshots.py'),
                                        'jointseg_nb.snapshots.best_row': ('snapshots.html#best_row', 'jointseg_nb/snapshots.py'),

@@ -7,14 +7,14 @@ __all__ = ['STATES', 'RunSummary', 'Snapshot', 'Pace', 'thin', 'best_row', 'diff
            'memory_mb']
 
 # %% ../nbs/21_snapshots.ipynb #1df3b502
-import os, sys, time
+import time
 from collections import deque
 from dataclasses import dataclass, field, fields, replace
 from statistics import median_low
 
 # %% ../nbs/21_snapshots.ipynb #15f054d1
 import numpy as np
-import torch
+import psutil, torch
 
 # %% ../nbs/21_snapshots.ipynb #b6dd5a26
 from .agents import SIZES
@@ -171,17 +171,9 @@ def attention_table(
 # %% ../nbs/21_snapshots.ipynb #0d09f9e1
 def memory_mb(
     device='cpu',  # where the network is
-):  # float, MB; 0 where the system does not say
+):  # float, MB
     "Memory in use: of the GPU, or of this process."
     kind = str(device).split(':')[0]
     if kind == 'cuda': return torch.cuda.memory_allocated(device)/2**20
     if kind == 'mps': return torch.mps.current_allocated_memory()/2**20
-    if sys.platform.startswith('linux'):
-        with open('/proc/self/statm') as f: return int(f.read().split()[1])*os.sysconf('SC_PAGE_SIZE')/2**20
-    return _resident()
-
-def _resident():
-    "Elsewhere than on Linux: what psutil says, if it is there."
-    try: import psutil
-    except ImportError: return 0.
     return psutil.Process().memory_info().rss/2**20
