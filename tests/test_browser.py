@@ -145,7 +145,8 @@ def test_chart_is_a_picture_and_can_be_read_out(page):
 def test_layers(page):
     page.pause()
     page.one('grid-of-eyes').scroll_into_view_if_needed() # what nobody sees is not drawn
-    page.page.wait_for_timeout(300)
+    page.one('timeline').fill('0') # an untrained network paints something; a young one may paint nothing for a while
+    page.page.wait_for_timeout(500)
     seen = {tuple(page.sums())}
     def changed():
         now = tuple(page.sums())
@@ -175,6 +176,7 @@ def test_layers(page):
     page.shot('side-by-side')
     page.one('arrangement').select_option('together')
     page.until(lambda: len(page.pictures()) == n, 20)
+    page.click('live')
 
 def test_probability_of_a_class(page):
     page.run()
