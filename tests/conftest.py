@@ -118,12 +118,20 @@ class Page:
         "Wait for something to be true; the seconds that took."
         start = time.monotonic()
         while not what():
-            assert time.monotonic() - start < seconds, f"not so after {seconds} s: {self.text('status')} {self.text('error')}"
+            assert time.monotonic() - start < seconds, f'not so after {seconds} s: {self.state()}'
             self.page.wait_for_timeout(30)
         return time.monotonic() - start
 
+    def state(self):
+        "What the page shows, in words; a picture of it lies beside the others."
+        self.shot('failed')
+        where = self.page.evaluate("({seen: document.visibilityState, eyes: [...document.querySelectorAll('.jointseg-grid-of-eyes')].map(e => e.getBoundingClientRect().toJSON())})")
+        parts = dict(status=self.text('status'), error=self.text('error'), note=self.page.locator('.jointseg-canvas-note').all_inner_texts(), pictures=self.page.eval_on_selector_all('.jointseg-grid-of-eyes canvas', PIXELS), errors=self.errors)
+        return repr(parts | where)
+
     def pictures(self, within='.jointseg-grid-of-eyes'):
-        "Of each canvas: is it blank, a sum over its pixels, its size."
+        "Of each canvas: is it blank, a sum over its pixels, its size. What is off the screen is not drawn, so it is brought there."
+        self.page.locator(within).first.scroll_into_view_if_needed()
         return self.page.eval_on_selector_all(f'{within} canvas', PIXELS)
 
     def sums(self): return [p['sum'] for p in self.pictures()]

@@ -327,6 +327,7 @@ def test_two_tabs_agree(page, browser, lab, tools):
     two.context.close()
     two.context, two.page = page.context, page.context.new_page()
     two.open()
+    two.page.bring_to_front()
     two.one('status').wait_for()
     two.until(lambda: two.pictures() and not any(p['blank'] for p in two.pictures()))
     two.one('label-noise').locator('.noUi-handle').focus()
@@ -334,6 +335,7 @@ def test_two_tabs_agree(page, browser, lab, tools):
     for p in (two, page): p.until(lambda: '1.00' in p.text('label-noise') and 'label_noise' in p.text('log'), 20)
     step = page.step
     two.page.close() # a closed tab takes nothing away
+    page.page.bring_to_front()
     page.until(lambda: page.step > step)
 
 def test_reload_finds_the_run(page):
