@@ -52,7 +52,7 @@ test: $(STAMP)  ## check the export, run all notebooks, then pytest
 	@sh tests/chromium.sh
 	@$(IN) python tools/check_export.py
 	@$(TESTENV) nbdev-test --n-workers 2
-	@$(TESTENV) python -m pytest -q
+	@$(TESTENV) python -m pytest -q -n 2 --dist loadfile
 
 soak: $(STAMP)  ## the slow cells and the slow tests
 	@$(TESTENV) nbdev-test --n-workers 2 --flags slow
