@@ -26,7 +26,7 @@ from .fit import BEGUN, check_same_photographs, data_paths, history_row, source_
 from .looks import Frame
 from .recipes import Recipe, read_recipe
 from .runs import Run, check_same_recipe, check_writable, write_atomic
-from .snapshots import RunSummary, summary
+from .snapshots import RunSummary, summary, switch_rows
 
 # %% ../nbs/23_keeping.ipynb #a8dde434
 def copied(
@@ -278,9 +278,6 @@ def _settle(self: Kept, run, first):
     if not run.place: run.place = self._keeper.begin(run.recipe, run.setup.source, run.given, self._asked)
     return new | dict(remark='; '.join(s for s in said if s))
 
-# %% ../nbs/23_keeping.ipynb #53d42b36
-def _rows(matrix): return tuple(tuple(bool(x) for x in row) for row in matrix)
-
 # %% ../nbs/23_keeping.ipynb #57d484f3
 _WARNINGS = threading.Lock()   # `catch_warnings` is for one thread at a time
 
@@ -308,10 +305,10 @@ def _restored(self: Kept, run, state):
     try: later = run.place.read_json('knobs')
     except ValueError: later = {}
     values = lab['values'] | (later['values'] if later.get('step') == t.step_done else {})
-    values |= dict(switches=_rows(values['switches']))
+    values |= dict(switches=switch_rows(values['switches']))
     with self._cv:
         values |= {k: self._now['values'][k] for k in self._now.get('waiting', ()) if self._run is run}
-        stands = t.values | dict(switches=_rows(t.model.switches.tolist()))
+        stands = t.values | dict(switches=switch_rows(t.model.switches.tolist()))
         moved = {k: v for k, v in values.items() if stands[k] != v}
         run.knobs.set(**moved)
         self._publish(run, values=MappingProxyType(values), waiting=tuple(moved))

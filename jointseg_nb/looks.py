@@ -20,8 +20,9 @@ import torch.nn.functional as F
 
 # %% ../nbs/20_looks.ipynb #a8b7dffa
 from .data import Augment, standardise, take_rows, take_window
+from .fit import frozen
 from .noise import label_prior, survives
-from .photos import field_box, read_photo, whole
+from .photos import read_photo, whole
 
 # %% ../nbs/20_looks.ipynb #c068e531
 @contextmanager
@@ -44,14 +45,6 @@ def _photographs(images, trainer):
         raise ValueError(f"images has shape {tuple(x.shape)} and type {x.dtype}; give photographs as (n,H,W,3) or (n,3,H,W) uint8, one at least")
     return trainer.engine.place(standardise(x.permute(0, 3, 1, 2) if x.shape[-1] == 3 else x))
 
-# %% ../nbs/20_looks.ipynb #55558b94
-def _frozen(x):
-    "A tensor or array as an array that cannot be written to."
-    a = np.ascontiguousarray(x.cpu().numpy() if isinstance(x, torch.Tensor) else x)
-    a = a.copy() if a.flags.writeable else a
-    a.setflags(write=False)
-    return a
-
 # %% ../nbs/20_looks.ipynb #0feacbe9
 @dataclass(frozen=True)
 class Look:
@@ -73,10 +66,10 @@ def look(
     x = _photographs(images, trainer)
     with at_rest(trainer.eval_model) as model, trainer.engine.autocast(): grade, mask = model(x)
     graded = label_names is not None and 'clf' in trainer.able
-    chances = _frozen(grade.float().softmax(1)) if graded else None
+    chances = frozen(grade.float().softmax(1)) if graded else None
     grades = tuple(label_names[i] for i in chances.argmax(1)) if graded else ('–',)*len(x)
-    sure = _frozen((mask.float().softmax(1)*255).round().to(torch.uint8)) if probabilities else None
-    return Look(trainer.step_done, _frozen(mask.argmax(1).to(torch.uint8)), grades, chances, sure)
+    sure = frozen((mask.float().softmax(1)*255).round().to(torch.uint8)) if probabilities else None
+    return Look(trainer.step_done, frozen(mask.argmax(1).to(torch.uint8)), grades, chances, sure)
 
 # %% ../nbs/20_looks.ipynb #591cd35a
 @dataclass(frozen=True)
@@ -154,24 +147,24 @@ def _thumbnail(brought, eye, side=48):
     m = brought[eye].float().mean(0)
     if m.shape[0] > side: m = F.adaptive_avg_pool2d(m[None], side)[0]
     low, high = m.min(), m.max()
-    return _frozen(((m - low)/(high - low).clamp(min=1e-12)*255).round().to(torch.uint8))
+    return frozen(((m - low)/(high - low).clamp(min=1e-12)*255).round().to(torch.uint8))
 
 # %% ../nbs/20_looks.ipynb #b80825fb
 def _first_study(trainer, model, x, eye):
     "A study without effects, the encoder's maps, and the prediction."
     maps, thumbs, on = _maps(model, x), {}, model.switches
     logits = walk(model, maps, on.tolist(), lambda k, i, m: thumbs.__setitem__((k, i), _thumbnail(m, eye)))
-    side, ratio = x.shape[-1], np.array(model.decoder.ratios)
+    side, ratio = x.shape[-1], torch.tensor(model.decoder.ratios)
     levels = tuple(side*2**(k + 1)//model.stride for k in range(len(on)))
-    study = AttentionStudy(trainer.step_done, eye, tuple(m.shape[-1] for m in maps), levels, _frozen(ratio), _frozen(model.possible), _frozen(on),
-                           _frozen(np.full(ratio.shape, np.nan)), _frozen(np.full(ratio.shape, -1)), MappingProxyType(thumbs))
+    study = AttentionStudy(trainer.step_done, eye, tuple(m.shape[-1] for m in maps), levels, frozen(ratio), frozen(model.possible), frozen(on),
+                           frozen(torch.full(ratio.shape, torch.nan)), frozen(torch.full(ratio.shape, -1)), MappingProxyType(thumbs))
     return study, maps, logits.argmax(1)
 
 # %% ../nbs/20_looks.ipynb #82e0c81e
 def _kept(study, before):
     "Effects and their steps so far: those of an earlier study under the same switches."
-    if before is None or not np.array_equal(before.on, study.on): return study.effect.copy(), study.measured.copy()
-    return before.effect.copy(), before.measured.copy()
+    last = study if before is None or not np.array_equal(before.on, study.on) else before
+    return torch.tensor(last.effect), torch.tensor(last.measured)
 
 # %% ../nbs/20_looks.ipynb #3e10b676
 def attention_study(
@@ -192,7 +185,7 @@ def attention_study(
             on[k, i] = not on[k, i]
             effect[k, i] = (walk(model, maps, on.tolist()).argmax(1) != now).float().mean().item()
             measured[k, i] = study.step
-    return replace(study, effect=_frozen(effect), measured=_frozen(measured))
+    return replace(study, effect=frozen(effect), measured=frozen(measured))
 
 # %% ../nbs/20_looks.ipynb #4619155e
 def attention_studies(
@@ -279,7 +272,7 @@ def _graded(trainer, images):
 def _thumbs(crops, side):
     "Small pictures, (n,h,w,3) uint8."
     small = F.interpolate(crops.float(), size=min(side, crops.shape[-1]), mode='area')
-    return _frozen(small.round().to(torch.uint8).permute(0, 2, 3, 1))
+    return frozen(small.round().to(torch.uint8).permute(0, 2, 3, 1))
 
 # %% ../nbs/20_looks.ipynb #2aea03ec
 LARGEST_FILE = 50_000_000
@@ -304,7 +297,7 @@ def open_photo(
     except Exception as e:
         why = 'it is no image' if 'cannot identify' in str(e) else str(e) or type(e).__name__
         raise ValueError(f'{name!r} cannot be opened: {why}. Give a whole 8-bit RGB photograph, JPEG, PNG or TIFF') from e
-    return Photo(name, _frozen(image), full, tuple(_photo_notes(image, box)))
+    return Photo(name, frozen(torch.from_numpy(image)), full, tuple(_photo_notes(image, box)))
 
 # %% ../nbs/20_looks.ipynb #0a7642e4
 def _photo_notes(image, box):
@@ -335,11 +328,11 @@ def photo_look(
     "What both agents say of a photograph from outside now."
     size, crop = trainer.recipe.size, trainer.recipe.crop
     if photo.image.shape[0] != size: raise ValueError(f'photo has {photo.image.shape[0]} px, the network was trained at {size}; open it with size={size}')
-    image = _crops(_AsSource(photo), torch.tensor([0]), crop).permute(0, 2, 3, 1).numpy()
+    image = _crops(_AsSource(photo), torch.tensor([0]), crop).permute(0, 2, 3, 1)
     seen = look(trainer, image, label_names, probabilities=False)
     chances = () if seen.grade_probabilities is None else tuple(seen.grade_probabilities[0].tolist())
     note = '; '.join((f'{photo.full[0]} x {photo.full[1]} px in the file, {crop} x {crop} px here, as the network sees it', *photo.notes))
-    return PhotoLook(photo.name, trainer.step_done, _frozen(image[0]), seen.masks[0], tuple(label_names), chances, note)
+    return PhotoLook(photo.name, trainer.step_done, frozen(image[0]), seen.masks[0], tuple(label_names), chances, note)
 
 # %% ../nbs/20_looks.ipynb #ead6dde7
 class _AsSource:

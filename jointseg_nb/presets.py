@@ -16,10 +16,9 @@ import numpy as np
 # %% ../nbs/22_presets.ipynb #21b13104
 from .agents import SIZES
 from .attention import possible_switches
-from .cooperate import LIVE
 from .engine import pick_device
-from .recipes import RECIPES, Recipe, check_field
-from .snapshots import attention_table
+from .recipes import RECIPES, check_field
+from .snapshots import attention_table, switch_rows
 
 # %% ../nbs/22_presets.ipynb #9def0fcf
 @dataclass(frozen=True)
@@ -87,7 +86,7 @@ def named_switches(
     if word not in ('none', 'all', 'same'): raise ValueError(f"switches={word!r}; allowed: 'none', 'all', 'same', or lists of bools")
     levels = attention_table(recipe)[1].values()
     on = dict(none=lambda a: False, all=lambda a: True, same=lambda a: a == 1)[word]
-    return tuple(tuple(bool(p and on(a)) for a, p in zip(row, possible_switches(row, recipe.attention))) for row in levels)
+    return switch_rows([p and on(a) for a, p in zip(row, possible_switches(row, recipe.attention))] for row in levels)
 
 # %% ../nbs/22_presets.ipynb #2959537e
 def setup_json(
@@ -148,7 +147,7 @@ def _read_switches(rows, recipe):
     if rows is None: return None
     if len(rows) != shape[0] or any(type(row) is not list or len(row) != shape[1] or not all(v in (0, 1) for v in row) for row in rows):
         raise ValueError(f'switches={rows!r}; allowed: {shape[0]} rows of {shape[1]}, each 0 or 1')
-    return tuple(tuple(bool(v) for v in row) for row in rows)
+    return switch_rows(rows)
 
 # %% ../nbs/22_presets.ipynb #3dd38b8f
 def read_setup(

@@ -21,16 +21,16 @@ from . import looks
 from .attention import possible_switches
 from .cache import kept_eyes
 from .cooperate import AGENTS, LIVE, Knobs, rates, set_up
-from .data import Source, split
+from .data import Source, embedded, split
 from .datasets import LABELS, read
 from .engine import facts
 from .evaluate import evaluate
-from .fit import held_out, pick_eyes, show_eyes
+from .fit import frozen, held_out, pick_eyes, show_eyes
 from .fundus import eyes
 from .keeping import Kept
 from .presets import PRESETS, Given, check_possible, named_switches, read_setup, setup_json, setup_string
-from .recipes import Recipe, recipe
-from .snapshots import Pace, Snapshot, attention_table, memory_mb, summary, thin
+from .recipes import RECIPES, Recipe
+from .snapshots import Pace, Snapshot, attention_table, memory_mb, summary, switch_rows, thin
 
 # %% ../nbs/24_session.ipynb #851532bf
 class Session(Kept):
@@ -51,12 +51,9 @@ class Session(Kept):
         self._thread, self._painter, self._listeners, self._now, self._made = None, None, [], dict(seq=0), None
         given = Given(source, n_source, label, device, n_eyes)
         self._asked = recipe and setup_json(recipe, given, switches)
-        self._good = self._base = recipe or _pocket(), given
+        self._good = self._base = recipe or RECIPES['pocket'], given
         self._begin(*self._good, switches)
         self._keep_in(folder)
-
-# %% ../nbs/24_session.ipynb #27f73010
-def _pocket(): return recipe('pocket')
 
 # %% ../nbs/24_session.ipynb #f942e6ef
 class _Training:
@@ -80,15 +77,13 @@ EVERY = 20.       # of which there is one in so many seconds at most
 @patch
 def _begin(self: Session, recipe, given, switches=None, runs=(), found=None):
     "A new training is wanted: forget the old one."
-    self.possible = _tuples(possible_switches(a, recipe.attention) for a in attention_table(recipe)[1].values())
+    self.possible = switch_rows(possible_switches(a, recipe.attention) for a in attention_table(recipe)[1].values())
     self._run, self.error, self._todo, self._mode = _Training(recipe, given, found), None, 0, 'pause'
     values = {k: getattr(recipe, k) for k in LIVE if k != 'switches'} | dict(switches=self.possible)
     now = rates(recipe.lr, recipe.lr_ratio, recipe.ratio_on)
     self._now = dict(seq=self._now['seq'], total=recipe.steps, recipe=recipe, data=given.words, runs=runs, rates=MappingProxyType(now), values=MappingProxyType(values))
     self._publish(self._run)
     if switches is not None and np.shape(switches) == np.shape(self.possible): self.set(switches=switches)
-
-def _tuples(matrix): return tuple(tuple(bool(x) for x in row) for row in matrix)
 
 # %% ../nbs/24_session.ipynb #ad8af484
 @patch
@@ -120,9 +115,6 @@ def news(self: Session,
         if not self._cv.wait_for(lambda: self._made is None or self._made is not seen, timeout): return None
         return self.snapshot
 
-@patch(as_prop=True)
-def _snap(self: Session): return self.snapshot
-
 # %% ../nbs/24_session.ipynb #d44ed45f
 class Stopped(Exception):
     "The thread was asked to stop."
@@ -135,16 +127,16 @@ def _tell(self: Session, run, message):
 # %% ../nbs/24_session.ipynb #26aff1a8
 @patch
 def _embedded(self: Session, run, n):
-    "The first `n` embedded eyes, as `data.embedded` makes them."
+    "The first `n` embedded eyes, drawn in pieces; small ones are looked for on the disk first."
     def draw(n, seed, size, start=0):
         step, parts = 250 if n > 250 else 50, []
         for at in range(0, n, step):
             self._tell(run, f'drawing eyes: {at} of {n}')
             parts.append(eyes(min(step, n - at), seed=seed, size=size, start=start + at, workers=2 if n > 250 else None))
         return tuple(np.concatenate(p) for p in zip(*parts))
-    small = n > 100 and run.recipe.size <= 128
-    images, masks, labels = (torch.from_numpy(x) for x in (kept_eyes if small else draw)(n, 0, run.recipe.size, **(dict(draw=draw) if small else {})))
-    return Source(images.permute(0, 3, 1, 2).contiguous(), masks, labels=labels, names=[f'eye {i}' for i in range(n)], title='embedded eyes, seed 0')
+    size = run.recipe.size
+    small = n > 100 and size <= 128
+    return embedded(n, size=size, keep=lambda n, seed, size, _: kept_eyes(n, seed, size, draw) if small else draw(n, seed, size))
 
 # %% ../nbs/24_session.ipynb #74ae00c4
 @patch
@@ -230,18 +222,6 @@ def given(self: Session):
     "What the run is made of besides its recipe: a `Given`."
     return self._run.given
 
-@patch(as_prop=True)
-def data(self: Session): return self.given.words
-
-@patch(as_prop=True)
-def n_source(self: Session): return self.given.n_source
-
-@patch(as_prop=True)
-def label(self: Session): return self.given.label
-
-@patch(as_prop=True)
-def device(self: Session): return self.given.device
-
 # %% ../nbs/24_session.ipynb #a97f4d5e
 @patch
 def _look(self: Session, run, film=None):
@@ -264,7 +244,7 @@ def _score(self: Session, run):
     "The scores on up to 64 held-out eyes."
     t = run.setup.trainer
     with run.scoring: counted = evaluate(t.eval_model, run.setup.source, run.scored, run.recipe.crop, engine=t.engine)
-    return dict(scores=MappingProxyType(counted.metrics()), scored=t.step_done, confusion=looks._frozen(counted.labels))
+    return dict(scores=MappingProxyType(counted.metrics()), scored=t.step_done, confusion=frozen(counted.labels))
 
 # %% ../nbs/24_session.ipynb #bffcd6da
 WATCHABLE = ('attention', 'noise', 'probabilities')
@@ -354,7 +334,7 @@ def _row(report, new):
 def _waiting(self: Session, run):
     "Knobs that have moved since the trainer last looked."
     t = run.setup.trainer
-    now = t.values | dict(switches=_tuples(t.model.switches.tolist()))
+    now = t.values | dict(switches=switch_rows(t.model.switches.tolist()))
     return tuple(k for k, v in self._now['values'].items() if now[k] != v)
 
 # %% ../nbs/24_session.ipynb #f737cbf7
@@ -547,7 +527,7 @@ def _check_switches(self: Session, on):
     "The matrix, with what is impossible switched off."
     if np.shape(on) != np.shape(self.possible):
         raise ValueError(f"switches has shape {np.shape(on)}; allowed: {np.shape(self.possible)}, decoder levels x encoder maps")
-    return _tuples(np.logical_and(np.array(on, bool), self.possible))
+    return switch_rows(np.logical_and(np.array(on, bool), self.possible))
 
 # %% ../nbs/24_session.ipynb #2b82ebf1
 @patch

@@ -1,5 +1,5 @@
 """The session: threads and waiting, resets in the middle, failures, photographs that cannot teach both agents, another network, what is watched, two at once."""
-import json, os, shutil, signal, subprocess, sys, threading, time
+import json, os, signal, subprocess, sys, threading, time
 from dataclasses import replace
 from pathlib import Path
 
@@ -188,7 +188,7 @@ def test_apply_reads_other_photographs_and_goes_back(source, monkeypatch):
     session = Session(SMALL, source)
     session.step()
     session.apply(data='embedded', n_source=20)
-    assert session.data == 'embedded' and len(session.step().runs) == 1 and len(session.setup.source) == 20 and sum(calls) == 20
+    assert session.given.words == 'embedded' and len(session.step().runs) == 1 and len(session.setup.source) == 20 and sum(calls) == 20
     session.apply(lr=0.1).step()
     assert sum(calls) == 20   # not drawn again
     session.apply(data=source)
@@ -291,7 +291,7 @@ def test_a_set_up_goes_through_a_word(source):
     assert len(one.to_string()) < 300
     other = Session(replace(SMALL, seed=9))
     other.load(Session(recipe('pocket', lr=0.01), n_source=50).to_string())
-    assert other.recipe == recipe('pocket', lr=0.01) and other.n_source == 50
+    assert other.recipe == recipe('pocket', lr=0.01) and other.given.n_source == 50
     before = other.snapshot
     for bad in ('', 'js1:', 'js1:!!', 'nonsense', setup_string('[1]'), setup_string('{'), setup_string(json.dumps(dict(format=1, recipe='pocket', changes=dict(crop=60)))), 'js1:' + 'A'*30000):
         with pytest.raises(ValueError): other.load(bad)
