@@ -6,7 +6,7 @@
 __all__ = ['SCORES', 'apart', 'duel_view', 'duel_chart', 'Turns', 'Duel']
 
 # %% ../nbs/29_duel.ipynb #0745f82a
-import html, threading
+import threading
 from dataclasses import fields, replace
 
 # %% ../nbs/29_duel.ipynb #703f94fa
@@ -15,10 +15,11 @@ from fastcore.basics import patch
 
 # %% ../nbs/29_duel.ipynb #d2c54bd6
 from .canvas import Chart
-from .cooperate import LIVE
 from .knobs import classed, live_settings
-from .lab import PANEL_STYLE, Manners, Panel
+from .lab import Manners
 from .session import Session
+from .snapshots import short
+from .views import chart, column, line, page, table, words
 
 # %% ../nbs/29_duel.ipynb #888539fb
 @patch
@@ -49,25 +50,19 @@ def duel_view(
     a, b,  # two `Snapshot`
 ):  # HTML
     "The scores of two runs and their difference."
-    show = lambda v, sign='': '–' if v is None else f'{v:{sign}.3f}'
-    row = '<tr><th scope="row" style="text-align:left;padding-right:1em">{}</th>' + '<td style="text-align:right;padding-right:1em">{}</td>'*3 + '</tr>'
-    rows = []
-    for key, word in SCORES.items():
-        one, two = a.scores.get(key), b.scores.get(key)
-        rows.append(row.format(word, show(one), show(two), f'<b>{show(two - one, "+")}</b>' if None not in (one, two) else '–'))
-    head = '<tr><td></td><th scope="col">A</th><th scope="col">B</th><th scope="col">B − A</th></tr>'
-    steps = row.format('scored at step', a.scored, b.scored, b.scored - a.scored)
-    return f'<table>{head}{"".join(rows)}{steps}</table>'
+    gap = lambda x, y: '–' if None in (x, y) else f'{y - x:+.2f}'.replace('-', '−')
+    pairs = [(word, a.scores.get(score), b.scores.get(score)) for score, word in SCORES.items()]
+    rows = [[word, words(x), words(y), f'<b>{gap(x, y)}</b>'] for word, x, y in pairs]
+    return page(table('Held-out eyes', ['score', 'A', 'B', 'B − A'], [*rows, ['at step', words(a.scored), words(b.scored), '']]))
 
 # %% ../nbs/29_duel.ipynb #9b7dbc43
 def duel_chart(
     a, b,                # two `Snapshot`
     score='lesion_miou', # a column of the history
 ):  # dict, see `canvas.Chart`
-    "The scores of two runs against their steps."
-    points = lambda snap: [[r['step'], r[score]] for r in snap.history if r.get(score) is not None]
-    series = [dict(name=name, points=points(snap), colour=colour) for name, snap, colour in (('A', a, '1'), ('B', b, '2'))]
-    return dict(title=SCORES[score], x='step', y=SCORES[score], series=series, markers=[], y_range=[0, 1])
+    "A score of two runs against their steps."
+    series = [line(snap.history, column(snap.history, score), name, colour) for name, snap, colour in (('A', a, '1'), ('B', b, '2'))]
+    return chart(SCORES[score], f'{SCORES[score]} on held-out eyes', series, y_range=[0, 1])
 
 # %% ../nbs/29_duel.ipynb #989fdcf6
 class Turns:
@@ -138,7 +133,7 @@ def _lay(self: Duel):
     links = classed(widgets.HBox([classed(widgets.HTML('linked knobs:'), 'question'), *self.links.values()]), 'views')
     top = classed(widgets.HBox([*self.buttons.values(), self.how]), 'views')
     both = classed(widgets.HBox([classed(widgets.VBox([self.table, self.said]), 'card'), classed(widgets.VBox([self.chart]), 'card')]), 'cards')
-    self.children = [widgets.HTML(PANEL_STYLE, layout=dict(display='none')), Manners(label='two runs side by side'), top, links, both, classed(widgets.HBox(self.panels), 'pair')]
+    self.children = [Manners(label='two runs side by side'), top, links, both, classed(widgets.HBox(self.panels), 'pair')]
     classed(self, 'duel').add_class('jointseg')
 
 @patch
@@ -182,9 +177,9 @@ def reset(self: Duel):
 def paint(self: Duel, snap):
     "Show what is different now."
     one, two = (s.snapshot for s in self.sessions)
-    unlike = [f'{html.escape(k.replace("_", " "))} {_word(x)} / {_word(y)}' for k, (x, y) in apart(*self.sessions).items()]
+    unlike = [f'{words(k.replace("_", " "))} {_word(x)} / {_word(y)}' for k, (x, y) in apart(*self.sessions).items()]
     self.said.value = 'A / B differ in: <b>' + ', '.join(unlike) + '</b>' if unlike else 'A and B are set up alike'
     self.table.value = duel_view(one, two)
     if self.chart.spec != (now := duel_chart(one, two)): self.chart.spec = now
 
-def _word(x): return f'{x:.3g}' if isinstance(x, float) else f'{sum(map(sum, x))} on' if isinstance(x, tuple) else html.escape(str(x))
+def _word(x): return f'{sum(map(sum, x))} on' if isinstance(x, tuple) else words(short(x))

@@ -4,11 +4,10 @@
 
 # %% auto #0
 __all__ = ['WORDS_STYLE', 'VIEWS', 'page', 'words', 'table', 'bar', 'picture', 'status_view', 'rates_view', 'describe',
-           'log_view', 'eyes_view', 'grades_view', 'legend_view', 'scores_view', 'beyond_majority', 'running_mean',
-           'column', 'line', 'markers', 'chart', 'recent', 'trend', 'losses_view', 'lesions_view', 'found_words',
-           'accuracy_view', 'meter_words', 'cooperation_view', 'attention_view', 'attention_words', 'noise_words',
-           'noise_view', 'confusion_view', 'calm_view', 'calm_words', 'runs_table', 'runs_view', 'race_view',
-           'race_words', 'photo_view', 'View']
+           'log_view', 'eyes_view', 'scores_view', 'beyond_majority', 'running_mean', 'column', 'line', 'markers',
+           'chart', 'recent', 'trend', 'losses_view', 'lesions_view', 'found_words', 'accuracy_view', 'meter_words',
+           'cooperation_view', 'attention_view', 'attention_words', 'noise_words', 'noise_view', 'confusion_view',
+           'calm_view', 'calm_words', 'runs_table', 'runs_view', 'race_view', 'race_words', 'photo_view', 'View']
 
 # %% ../nbs/26_views.ipynb #93c83240
 import base64, html, io
@@ -20,24 +19,13 @@ import numpy as np
 from PIL import Image
 
 # %% ../nbs/26_views.ipynb #8e135292
+from .canvas import static_text
 from .figures import film_frame, overlay
 from .recipes import Recipe
-from .snapshots import attention_table, differences, summary
+from .snapshots import attention_table, differences, short, summary
 
 # %% ../nbs/26_views.ipynb #de906569
-WORDS_STYLE = '''<style>
-.jointseg-words {color: var(--js-fg, var(--jp-ui-font-color1, currentColor)); font: 13px/1.45 var(--jp-ui-font-family, system-ui, sans-serif); overflow-x: auto}
-.jointseg-words p {margin: 2px 0 6px} .jointseg-words small {color: var(--js-dim, var(--jp-ui-font-color2, currentColor)); font-size: 12px}
-.jointseg-words table {border-collapse: collapse; margin: 4px 0 8px; font-variant-numeric: tabular-nums; background: none; color: inherit}
-.jointseg-words caption {text-align: left; caption-side: top; color: var(--js-dim, var(--jp-ui-font-color2, currentColor)); padding: 2px 0}
-.jointseg-words th, .jointseg-words td {padding: 2px 10px 2px 0; text-align: left; vertical-align: top; font-weight: normal; background: none; border: 0; border-bottom: 1px solid var(--js-line, var(--jp-border-color2, #8885))}
-.jointseg-words td {min-width: 24px} .jointseg-words thead th, .jointseg-words b {font-weight: 600} .jointseg-words td.n {text-align: right}
-.jointseg-words img {image-rendering: pixelated; display: block} .jointseg-words figure {margin: 0} .jointseg-words figcaption {font-size: 12px; line-height: 1.3}
-.jointseg-words .bar {display: inline-block; width: 90px; height: 8px; border: 1px solid var(--js-line, var(--jp-border-color1, #888a)); vertical-align: middle}
-.jointseg-words .bar i {display: block; height: 100%; background: var(--js-accent, var(--jp-brand-color1, #1976d2))}
-.jointseg-words .row {display: flex; flex-wrap: wrap; gap: 8px 10px; list-style: none; margin: 4px 0; padding: 0}
-.jointseg-words .row figure img {margin: 4px 4px 6px} .jointseg-words td img {margin: 2px 0 4px} .jointseg-words .wrong {outline: 3px solid var(--js-bad, var(--jp-error-color1, #d32f2f))}
-</style>'''
+WORDS_STYLE = f"<style>{static_text('words.css')}</style>"
 
 # %% ../nbs/26_views.ipynb #c62f4354
 def page(
@@ -125,9 +113,7 @@ def describe(
 ):  # str
     "A knob that moved, in words."
     step, name, old, new = change
-    if name != 'switches':
-        show = lambda v: f'{v:.3g}' if isinstance(v, float) else str(v)
-        return f'{name} {show(old)} → {show(new)}'
+    if name != 'switches': return f'{name} {short(old)} → {short(new)}'
     moved = [f"{u} px {'+' if b else '−'}E{i + 1}" for u, o, n in zip(levels, old, new) for i, (a, b) in enumerate(zip(o, n)) if a != b]
     return 'attention ' + (', '.join(moved) if len(moved) <= 3 else f'{len(moved)} switches')
 
@@ -155,27 +141,6 @@ def eyes_view(
     s = snap.shown
     if s is None or snap.masks is None: return Image.new('RGB', (16 + 4*192, 18 + 3*192), (200, 200, 200))
     return film_frame(s.images, s.masks, snap.masks, f'step {snap.seen}', s.mask_colors, scale)
-
-# %% ../nbs/26_views.ipynb #84b33e16
-def grades_view(
-    snap,  # a `Snapshot`
-):  # HTML
-    "True and predicted grade of each shown eye."
-    if snap.shown is None: return ''
-    cell = '<div style="flex:1;text-align:center;line-height:1.25">{}<br>{} <b>{}</b></div>'
-    mark = lambda t, p: '' if t is None else '✓' if t == p else '✗'
-    cells = ''.join(cell.format(words(t or 'grade unknown'), mark(t, p), words(p)) for t, p in zip(snap.shown.grades, snap.grades))
-    return f'<div style="display:flex;padding-left:2%">{cells}</div>'
-
-# %% ../nbs/26_views.ipynb #a7973c30
-def legend_view(
-    snap,  # a `Snapshot`
-):  # HTML
-    "The colour table."
-    if snap.shown is None: return ''
-    box = '<span style="display:inline-block;width:.8em;height:.8em;border:1px solid #888;background:rgb{}"></span>&nbsp;{}'
-    items = [box.format(tuple(int(v) for v in c), words(n)) for c, n in zip(snap.shown.mask_colors[1:], snap.shown.mask_classes[1:])]
-    return '<div style="line-height:1.4;font-size:12px">' + ' &ensp; '.join(f'<span style="white-space:nowrap">{i}</span>' for i in items) + '</div>'
 
 # %% ../nbs/26_views.ipynb #2ba9fd80
 def scores_view(
@@ -461,8 +426,7 @@ def runs_table(
 ):  # HTML
     "Runs side by side: in what they differ, and how good they were."
     settings = [f for f in Recipe.__dataclass_fields__ if f != 'name' and len({getattr(r.recipe, f) for r in runs}) > 1]
-    show = lambda v: f'{v:.3g}' if isinstance(v, float) else words(v)
-    rows = [[f, *(show(getattr(r.recipe, f)) for r in runs)] for f in settings]
+    rows = [[f, *(words(short(getattr(r.recipe, f))) for r in runs)] for f in settings]
     if len({r.data for r in runs}) > 1: rows.append(['photographs', *(words(r.data) for r in runs)])
     rows += [['knobs moved', *(words(len(r.changes)) for r in runs)], ['steps', *(words(r.step) for r in runs)]]
     best, last = ([getattr(r, which) for r in runs] for which in ('best', 'scores'))

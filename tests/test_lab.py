@@ -2,20 +2,20 @@
 import io, threading, time
 from datetime import datetime
 from dataclasses import replace
-import pytest, torch
+import pytest
 import ipywidgets as widgets
 from PIL import Image
 from jointseg_nb import commands, lab
 from jointseg_nb.data import Source, embedded
 from jointseg_nb.duel import Duel, Turns, apart
 from jointseg_nb.fundus import eyes
-from jointseg_nb.knobs import Form, Switches, knob, live_settings, new_settings, place, sized
+from jointseg_nb.knobs import Switches, knob, live_settings, new_settings, place, sized
 from jointseg_nb.lab import Painter, Panel, Shelf, live
 from jointseg_nb.presets import PRESETS
 from jointseg_nb.session import Session
 from jointseg_nb.snapshots import Snapshot
 from jointseg_nb.recipes import RECIPES, recipe
-from jointseg_nb.views import VIEWS, View
+from jointseg_nb.views import View
 
 SMALL = recipe('pocket', steps=6, clf_batch=4, seg_batch=4, precision='float32')
 
