@@ -384,6 +384,7 @@ def bench_parser():
     p.add_argument('--threads', type=int, default=2, help='of the processor (default: 2)')
     p.add_argument('--device', choices=['cpu', 'cuda'], help='default: cuda where there is one')
     p.add_argument('--peers', action='store_true', help="also time segmentation_models_pytorch (pip install 'jointseg_nb[bench]')")
+    p.add_argument('--compiled', action='store_true', help='also time our step by torch.compile, which on a processor wants a C++ compiler and minutes for the first step (on a GPU always)')
     p.add_argument('--quick', action='store_true', help='a small network and few pixels: shows that all works, its ratios mean nothing')
     return p
 

@@ -5,8 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from jointseg_nb.bench import Case, Worker, load_benchmark, naive_loop, our_trainer, random_batches, ratios, same_step, step_flops, take_turns
-from jointseg_nb.blocks import count_parameters
+from jointseg_nb.bench import KINDS, Case, breakdown, groups, limits, load_benchmark, naive_loop, our_trainer, random_batches, ratios, same_step, step_flops, take_turns
 
 TINY = Case(net='small', images=4, side=64, threads=1)
 RATIOS = {'naive', 'naive_fp32', 'smp_default', 'smp_best', 'memory', 'peak_fraction', 'inference'}
@@ -62,7 +61,7 @@ def test_quick_writes_every_figure(tmp_path):
     done = subprocess.run([sys.executable, '-c', code, '--quick', '--device', 'cpu', '--threads', '1', '--out', str(out)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     made = json.loads(out.read_text())
-    assert {'machine', 'date', 'command', 'ratios', 'times', 'memory', 'equal'} <= set(made) and RATIOS <= set(made['ratios'])
+    assert {'machine', 'date', 'command', 'ratios', 'limits', 'times', 'memory', 'equal'} <= set(made) and RATIOS <= set(made['ratios'])
     assert all(made['ratios'][k] > 0 for k in RATIOS - {'smp_default', 'smp_best'})
     assert made['ratios']['smp_default'] is None     # no --peers
     assert made['equal']['float64']['gradients'] < 1e-9 and made['equal']['float32']['outputs'] < 1e-4
@@ -70,12 +69,42 @@ def test_quick_writes_every_figure(tmp_path):
     for name in ('ours', 'ours_fp32', 'naive', 'naive_one_backward'):
         assert len(step[name]['seconds']) == 2 and step[name]['parameters'] == step['ours']['parameters'] and step[name]['flops'] == step['ours']['flops'] > 0
     assert len(step['peak']['flops_per_second']) == 2
+    assert abs(sum(made['limits']['share'].values()) - 1) < 1e-9 and 0 < made['limits']['convolutions_of_step'] < 1
+    assert made['times']['inference']['ours_inference']['parameters'] > 1000 and step['ours']['first'] > 0 and 'of the step: convolutions' in done.stdout
 
 
 def test_what_cannot_compile_is_left_out():
     said = []
     found = take_turns(dict(ours=TINY, ours_compiled=replace(TINY, who='nobody')), 1, tell=said.append)
     assert list(found) == ['ours'] and 'without ours_compiled' in said[0]
+
+
+def test_the_profile_counts_every_microsecond_once():
+    "The kinds sum to the time within the step, and each has the work that is known to be there."
+    spent = breakdown(TINY, steps=2)
+    assert set(spent) == {*KINDS, 'optimisers', 'rest'} and list(spent.values()) == sorted(spent.values(), reverse=True)
+    assert all(spent[k] > 0 for k in spent)
+    assert spent['convolutions, backward'] + spent['convolutions, forward'] > spent['pooling']
+
+
+def test_a_compiled_step_is_asked_for():
+    assert 'ours_compiled' not in groups(TINY, False, False)['step'] and 'ours_compiled' in groups(TINY, False, True)['step']
+
+
+@pytest.mark.slow
+def test_a_compiled_step_is_ours():
+    "Compiled by the processor's C++ compiler, where there is one: same losses."
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    try: get_cpp_compiler()
+    except Exception: pytest.skip('no C++ compiler here')
+    case = replace(TINY, images=2, side=32)
+    said = []
+    found = take_turns(dict(ours=case, ours_compiled=replace(case, who='ours_compiled')), 1, tell=said.append)
+    assert set(found) == {'ours', 'ours_compiled'}, said
+    plain, quick = our_trainer(case, 'float32'), our_trainer(case, 'float32')
+    for name in ('classify', 'segment'): setattr(quick.model, name, torch.compile(getattr(quick.model, name)))
+    for _ in range(2): a, b = plain.step(), quick.step()
+    assert abs(a.clf_loss - b.clf_loss) < 1e-4 and abs(a.seg_loss - b.seg_loss) < 1e-4
 
 
 def test_errors():
@@ -88,6 +117,12 @@ def test_ratios_are_quotients():
     times = dict(step=dict(ours=2., ours_fp32=4., naive=10., smp_best=3., peak=1000.), stem1=dict(ours=1., ours_fp32=2., naive=5.), inference=dict(ours_inference=1., naive_inference=4.))
     r = ratios(times, dict(ours=1, naive=2), 400.)
     assert r['naive'] == 5 and r['naive_fp32'] == 2.5 and r['smp_best'] == 1.5 and r['smp_default'] is None and r['peak_fraction'] == 0.2
+
+
+def test_limits_are_those_of_the_convolutions():
+    found = limits({'convolutions, backward': 2., 'convolutions, forward': 1., 'batch norm': 1.}, flops=300., peak=200., naive=12.)
+    assert found['convolutions_of_step'] == 0.75 and found['convolutions_of_peak'] == 0.5 and found['naive_over_convolutions_alone'] == 4
+    assert found['share']['batch norm'] == 0.25
 
 
 def test_useful_work_is_that_of_one_agent_each():
