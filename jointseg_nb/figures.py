@@ -8,8 +8,6 @@ __all__ = ['LINE_STYLES', 'colorize', 'overlay', 'comparison', 'legend', 'curves
 
 # %% ../nbs/16_figures.ipynb #d1666a7d
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 from PIL import Image, ImageDraw, ImageFont
 
 # %% ../nbs/16_figures.ipynb #c1473ff7
@@ -49,6 +47,12 @@ def overlay(
     out = np.where(lesion, image*(1 - tint) + flat*tint, image).astype(np.uint8)
     return np.where(_edges(mask, width)[..., None], flat, out)
 
+# %% ../nbs/16_figures.ipynb #d78863bd
+def _figure(width, height, dpi=72):
+    "An empty figure (inches), which no notebook shows twice: it belongs to nobody but its reader."
+    from matplotlib.figure import Figure
+    return Figure(figsize=(width, height), dpi=dpi, layout='constrained')
+
 # %% ../nbs/16_figures.ipynb #6afd21d1
 def comparison(
     images,                # (n,H,W,3) uint8
@@ -61,7 +65,7 @@ def comparison(
 ):  # a matplotlib Figure
     "Photographs over their masks, one row a set of masks (Fig. 6)."
     rows, n = {'photograph': images} | masks, len(images)
-    fig = Figure(figsize=(side*n + 0.4, side*len(rows) + 0.8), dpi=72, layout='constrained')
+    fig = _figure(side*n + 0.4, side*len(rows) + 0.8)
     axs = fig.subplots(len(rows), n, squeeze=False)
     for r, (row, pictures) in enumerate(rows.items()):
         for c in range(n):
@@ -82,6 +86,7 @@ def legend(
     "The colour table below a figure."
     colors = LESION_COLORS if colors is None else colors
     if unknown: colors, names = [*colors, (96, 96, 96)], [*names, 'unknown']
+    from matplotlib.patches import Patch
     patches = [Patch(facecolor=np.asarray(c)/255, edgecolor='0.5', lw=0.5, label=l) for c, l in zip(colors[1:], names[1:])]
     fig.legend(handles=patches, loc='outside lower center', ncols=min(6, len(patches)), fontsize=7, frameon=False)
 
@@ -92,7 +97,7 @@ def curves(
     title='',
 ):  # a matplotlib Figure
     "Losses and validation scores against step, with a marker where a knob moved."
-    fig = Figure(figsize=(9, 2.8), dpi=72, layout='constrained')
+    fig = _figure(9, 2.8)
     panels = (('loss', ('clf_loss', 'seg_loss')), ('held-out eyes', ('miou', 'lesion_miou', 'top1')))
     for ax, (label, columns) in zip(fig.subplots(1, 2), panels):
         for c in columns: _line(ax, history, c)
@@ -173,7 +178,7 @@ def film_strip(
 ):  # a matplotlib Figure
     "Masks evolving: a row an eye; photograph, then the masks at each caption, then the truth."
     columns = dict(preds) | dict(truth=truth)
-    fig = Figure(figsize=(1.45*(len(columns) + 1), 1.45*len(images) + 0.9), dpi=90, layout='constrained')
+    fig = _figure(1.45*(len(columns) + 1), 1.45*len(images) + 0.9, dpi=90)
     axs = fig.subplots(len(images), len(columns) + 1, squeeze=False)
     for r, image in enumerate(images):
         axs[r, 0].imshow(image)
@@ -195,7 +200,7 @@ def cam_figure(
     "The photograph, and what each place in it speaks for or against a grade."
     h, w = heat.shape
     scale = side/max(h, w)
-    fig = Figure(figsize=(2*w*scale + 1.6, h*scale + 0.9), dpi=72, layout='constrained')
+    fig = _figure(2*w*scale + 1.6, h*scale + 0.9)
     most = max(1e-6, np.nanmax(np.abs(heat)))
     left, right = fig.subplots(1, 2)
     left.imshow(image); right.imshow(image.mean(2), cmap='gray', vmin=0, vmax=255)

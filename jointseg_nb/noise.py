@@ -7,6 +7,7 @@ __all__ = ['NOISES', 'transition', 'label_prior', 'random_labels', 'PartialRando
 
 # %% ../nbs/09_noise.ipynb #6b0adac6
 import torch
+from fastcore.basics import patch
 
 # %% ../nbs/09_noise.ipynb #9a13b192
 NOISES = ('uniform', 'prior', 'wrong', 'neighbour')
@@ -48,6 +49,14 @@ def random_labels(
     return torch.where(labels < 0, labels, drawn)
 
 # %% ../nbs/09_noise.ipynb #b9407b49
+def _check_labels(labels, n_labels, kind):
+    "Labels, their number and the kind of noise must fit together."
+    if kind not in NOISES: raise ValueError(f"kind={kind!r}: choose one of {', '.join(NOISES)}")
+    if n_labels < 2: raise ValueError(f"n_labels={n_labels}: with fewer than two labels there is nothing to confuse")
+    if labels.ndim != 1 or not len(labels): raise ValueError(f"labels must be a list of at least one label, got shape {tuple(labels.shape)}")
+    if labels.min() < -1 or labels.max() >= n_labels: raise ValueError(f"labels run from {int(labels.min())} to {int(labels.max())}, allowed are 0 to {n_labels - 1} and -1 for unknown")
+
+# %% ../nbs/09_noise.ipynb #d6bb88b0
 class PartialRandomLabels:
     "Labels of which a fraction is random (II-C), fixed by (seed, index): fractions nest, and turning the knob back restores."
     def __init__(self,
@@ -62,44 +71,41 @@ class PartialRandomLabels:
         generator = torch.Generator().manual_seed(seed)
         self.u, self.v = torch.rand(len(labels), 2, generator=generator, dtype=torch.float64).unbind(1)
 
-    def random(self,
-        kind=None, # one of NOISES; None: the kind it was made with
-    ): # (N,) int64
-        "The random label of every image under a kind of noise."
-        kind = kind or self.kind
-        if kind not in self._random: self._random[kind] = random_labels(self.labels, self.n_labels, kind, self.v)
-        return self._random[kind]
-
-    wrong = property(lambda self: self.random())
-
-    def corrupted(self,
-        fraction, # share of the images whose label is random, 0 to 1
-    ): # (N,) bool
-        "Which images are chosen for a random label; images without a label never are."
-        if not 0 <= fraction <= 1: raise ValueError(f"fraction={fraction} must lie between 0 (every label true) and 1 (every label random)")
-        return (self.u < fraction) & (self.labels >= 0)
-
-    def labels_at(self,
-        fraction, # share of the images whose label is random, 0 to 1
-        kind=None, # one of NOISES; None: the kind it was made with
-    ): # (N,) int64
-        "What the classifier is taught at this fraction."
-        return torch.where(self.corrupted(fraction), self.random(kind), self.labels)
-
-    def changed(self,
-        fraction, # share of the images whose label is random, 0 to 1
-        kind=None, # one of NOISES; None: the kind it was made with
-    ): # (N,) bool
-        "Which labels are really another one than the truth: a random label may hit it by chance."
-        return self.labels_at(fraction, kind) != self.labels
-
 # %% ../nbs/09_noise.ipynb #a0e2d48c
-def _check_labels(labels, n_labels, kind):
-    "Labels, their number and the kind of noise must fit together."
-    if kind not in NOISES: raise ValueError(f"kind={kind!r}: choose one of {', '.join(NOISES)}")
-    if n_labels < 2: raise ValueError(f"n_labels={n_labels}: with fewer than two labels there is nothing to confuse")
-    if labels.ndim != 1 or not len(labels): raise ValueError(f"labels must be a list of at least one label, got shape {tuple(labels.shape)}")
-    if labels.min() < -1 or labels.max() >= n_labels: raise ValueError(f"labels run from {int(labels.min())} to {int(labels.max())}, allowed are 0 to {n_labels - 1} and -1 for unknown")
+@patch
+def random(self: PartialRandomLabels,
+    kind=None, # one of NOISES; None: the kind it was made with
+): # (N,) int64
+    "The random label of every image under a kind of noise."
+    kind = kind or self.kind
+    if kind not in self._random: self._random[kind] = random_labels(self.labels, self.n_labels, kind, self.v)
+    return self._random[kind]
+
+# %% ../nbs/09_noise.ipynb #9522a831
+@patch
+def corrupted(self: PartialRandomLabels,
+    fraction, # share of the images whose label is random, 0 to 1
+): # (N,) bool
+    "Which images are chosen for a random label; images without a label never are."
+    if not 0 <= fraction <= 1: raise ValueError(f"fraction={fraction} must lie between 0 (every label true) and 1 (every label random)")
+    return (self.u < fraction) & (self.labels >= 0)
+
+@patch
+def labels_at(self: PartialRandomLabels,
+    fraction, # share of the images whose label is random, 0 to 1
+    kind=None, # one of NOISES; None: the kind it was made with
+): # (N,) int64
+    "What the classifier is taught at this fraction."
+    return torch.where(self.corrupted(fraction), self.random(kind), self.labels)
+
+# %% ../nbs/09_noise.ipynb #4c9b8833
+@patch
+def changed(self: PartialRandomLabels,
+    fraction, # share of the images whose label is random, 0 to 1
+    kind=None, # one of NOISES; None: the kind it was made with
+): # (N,) bool
+    "Which labels are really another one than the truth."
+    return self.labels_at(fraction, kind) != self.labels
 
 # %% ../nbs/09_noise.ipynb #a54185c9
 def p_true(

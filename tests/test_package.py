@@ -92,6 +92,13 @@ def test_import_takes_only_the_standard_library():
     foreign = {m.split('.')[0] for m in loaded} - set(sys.stdlib_module_names)
     assert foreign == {'jointseg_nb'}
 
+def test_no_room_loads_matplotlib():
+    "The panel paints without it: what draws a figure loads it then."
+    for f in package.glob('*.py'):
+        for node in ast.parse(f.read_text(encoding='utf-8')).body:
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module or ''] if isinstance(node, ast.ImportFrom) else []
+            assert not any(n.split('.')[0] == 'matplotlib' for n in names), f'{f.name}: import it within the function that draws'
+
 def rooms_used(path):
     "Rooms that a module imports from; nbdev writes `from jointseg_nb.blocks` as `from .blocks`."
     for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
