@@ -6,7 +6,7 @@
 __all__ = ['SCORES', 'apart', 'duel_view', 'duel_chart', 'Turns', 'Duel']
 
 # %% ../nbs/29_duel.ipynb #0745f82a
-import threading
+import atexit, threading, weakref
 from dataclasses import fields, replace
 
 # %% ../nbs/29_duel.ipynb #703f94fa
@@ -81,6 +81,7 @@ class Turns:
         if self.thread is None or not self.thread.is_alive():
             self.thread = threading.Thread(target=self._work, daemon=True, name='jointseg-turns')
             self.thread.start()
+            _BEGUN.add(self)
 
     def pause(self):
         "Rest when this turn is over."
@@ -97,6 +98,15 @@ def _work(self: Turns):
                 if self._go.is_set() and s.snapshot.step <= behind: s.step(self.few)
     except Exception as e: self.error = e
     finally: self._go.clear()
+
+# %% ../nbs/29_duel.ipynb #b0078545
+_BEGUN = weakref.WeakSet()   # turns that have had a thread
+
+@atexit.register
+def _rest_all():
+    "The interpreter ends: let each thread finish its step, as the session does."
+    for turns in _BEGUN: turns.pause()
+    for turns in _BEGUN: turns.thread.join(30)
 
 # %% ../nbs/29_duel.ipynb #821e96dc
 class Duel(widgets.VBox):

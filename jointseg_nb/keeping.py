@@ -9,7 +9,7 @@ __all__ = ['copied', 'ready_mark', 'beside', 'all_finite', 'film_state', 'film_f
 # %% ../nbs/23_keeping.ipynb #0b72ccea
 import json, threading, time, warnings, weakref
 from base64 import b64decode, b64encode
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -119,6 +119,19 @@ class Keeper:
         "Let go of the folder."
         self.hand.shutdown()
         self.lock.release()
+
+# %% ../nbs/23_keeping.ipynb #a45688bb
+@patch
+def ask(self: Keeper,
+    job,    # a function
+    *args,  # of it
+):  # the future of it
+    "Have something done by the hand, in turn; here and now, if the interpreter is ending and its pools take nothing more."
+    try: return self.hand.submit(job, *args)
+    except RuntimeError:
+        done = Future()
+        done.set_result(job(*args))
+        return done
 
 # %% ../nbs/23_keeping.ipynb #ddf3b7c4
 def _check_own(path):
@@ -330,7 +343,7 @@ def _keep(self: Kept, run):
     lab = dict(rows=[dict(r) for r in snap.history], values=dict(snap.values), scores=dict(snap.scores), scored=snap.scored, confusion=None if snap.confusion is None else snap.confusion.tolist())
     state = dict(trainer=copied(t.state_dict()), seconds=run.seconds, scores={}, looks=[], warnings=[], film={}, lab=lab, lab_film=snap.film)
     lines, run.lines, run.writing = run.lines, [], True
-    return self._keeper.hand.submit(self._written, run, state, lines, summary(snap), ready_mark(t.engine.device), time.monotonic() - start)
+    return self._keeper.ask(self._written, run, state, lines, summary(snap), ready_mark(t.engine.device), time.monotonic() - start)
 
 # %% ../nbs/23_keeping.ipynb #aee70e41
 @patch
@@ -358,7 +371,7 @@ def _keep_knobs(self: Kept, run):
         run.noted = False
         try: run.place.write_json('knobs', dict(step=self._now.get('step', 0), values=dict(self._now['values'])))
         except OSError as e: self._publish(run, remark=f'the knobs are not kept: {e}')
-    self._keeper.hand.submit(write)
+    self._keeper.ask(write)
 
 # %% ../nbs/23_keeping.ipynb #ce58a42a
 @patch

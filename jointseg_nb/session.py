@@ -6,7 +6,7 @@
 __all__ = ['LOOKING', 'SCORING', 'KEEPING', 'EVERY', 'WATCHABLE', 'Session', 'Stopped', 'advice']
 
 # %% ../nbs/24_session.ipynb #91a5429e
-import threading, time
+import atexit, threading, time, weakref
 from dataclasses import fields, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -442,6 +442,16 @@ def stop(self: Session):
         if self._thread is not None: self._mode = 'stop'; self._cv.notify_all()
     return self
 
+# %% ../nbs/24_session.ipynb #d5825b3f
+_BEGUN = weakref.WeakSet()   # sessions that have had a thread
+
+@atexit.register
+def _stop_all():
+    "The interpreter ends: let each thread finish its step."
+    at_work = [(s, s._thread) for s in _BEGUN if s._thread]
+    for session, _ in at_work: session.stop()
+    for _, thread in at_work: thread.join(30)
+
 # %% ../nbs/24_session.ipynb #55ec2486
 @patch
 def _refuse_failed(self: Session):
@@ -454,6 +464,7 @@ def _ensure_thread(self: Session):
     if self._thread is None:
         self._thread = threading.Thread(target=self._work, daemon=True, name='jointseg-session')
         self._thread.start()
+        _BEGUN.add(self)
     self._cv.notify_all()
 
 @patch
@@ -548,7 +559,7 @@ def _replace_run(self: Session, recipe, given, switches, base):
     if self._run.built: self._good = self._stands()
     snap, old, self._base = self.snapshot, self._run, base
     runs = snap.runs + ((summary(snap),) if snap.step else ())
-    if old.place and snap.step: self._keeper.hand.submit(self._keeper.leave, old.place, runs[-1])
+    if old.place and snap.step: self._keeper.ask(self._keeper.leave, old.place, runs[-1])
     self._begin(recipe, given, switches, runs[:1] + runs[1:][-29:])
     if self._listeners or self._thread: self._ensure_thread()
 

@@ -315,11 +315,10 @@ r = recipe('pocket', steps=100000, clf_batch=4, seg_batch=4, precision='float32'
 s = Session(r, embedded(30, size=64), folder=sys.argv[1])
 '''
 
-def process(folder, code):
+def process(folder, code, **how):
     "A process of its own with a session on the folder."
     torch.set_num_threads(1)
-    env = os.environ | dict(OMP_NUM_THREADS='1', NUMBA_NUM_THREADS='1')
-    return subprocess.Popen([sys.executable, '-c', PROCESS + code, str(folder)], stdout=subprocess.PIPE, text=True, env=env)
+    return subprocess.Popen([sys.executable, '-c', PROCESS + code, str(folder)], stdout=subprocess.PIPE, text=True, env=os.environ | dict(OMP_NUM_THREADS='1'), **how)
 
 def state(session):
     return torch.cat([v.double().flatten() for v in session.setup.trainer.model.state_dict().values()])
@@ -337,6 +336,15 @@ def test_another_process_goes_on_bit_for_bit(source, tmp_path):
     strip = lambda snap: [(r['step'], r['clf_loss'], r['seg_loss'], r['cosine']) for r in snap.history]
     assert strip(session.snapshot) == strip(plain.snapshot) and torch.equal(state(session), state(plain))
     assert session.snapshot.film[0].step == 0 and np.array_equal(session.snapshot.masks, plain.snapshot.masks)
+    session.release()
+
+@pytest.mark.parametrize('run', ['s.run()', 'from jointseg_nb.duel import Turns; Turns((s, s.rival(lr_ratio=3.))).run()'])
+def test_the_interpreter_ends_in_peace_and_loses_no_step(source, tmp_path, run):
+    p = process(tmp_path/'lab', run + '\nwhile s.snapshot.step < 3: s.news(s.snapshot)\nprint(s.snapshot.step)', stderr=subprocess.PIPE)
+    out, err = p.communicate(timeout=120)
+    assert (p.returncode, err) == (0, '')
+    session = Session(KEPT, source, folder=tmp_path/'lab')
+    assert session.prepare().wait().step >= int(out)
     session.release()
 
 @pytest.mark.parametrize('after', [0.5, 1.1])
