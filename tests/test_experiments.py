@@ -1,51 +1,50 @@
-"""The runner that survives being killed, the rules of verdict, and what is written."""
-import json, math, signal, subprocess, sys, time
-from dataclasses import replace
+"""The runner of experiments: what is known of a run, what is left to do, workers that are killed, and every network that can be asked for."""
+import math, os, signal, subprocess, sys, time
+from dataclasses import fields, replace
 from pathlib import Path
-import pytest, torch
+import pytest
 from jointseg_nb import experiments as X
-from jointseg_nb.data import embedded
-from jointseg_nb.experiments import CLAIMS, SUITES, Arena, Claim, Comparison, Condition, compare, conditions, judge, keep_run, prepare, read_runs, reproduce, run_all, run_key, sooner, summary, together, verdicts, write_tables
-from jointseg_nb.recipes import recipe
+from jointseg_nb.experiments import Arena, Condition, Plan, Progress, condition, conditions, keep_run, prepare, rates_to_try, read_runs, recipe_of, run_all, run_key, seconds_left, shortened
+from jointseg_nb.recipes import Recipe, recipe
 
-base = recipe('pocket', steps=3, clf_batch=2, seg_batch=2, meter_every=0, precision='float32')
+base = recipe('pocket', steps=4, clf_batch=2, seg_batch=2, meter_every=0, precision='float32')
+arena = Arena(n=40, n_test=10)
 
-@pytest.fixture(scope='module')
-def arena(): return Arena(embedded(40, size=64), embedded(10, seed=1, size=64))
-
-def made_up(condition, base, arena, seed=0, lr=None, device=None, looks=20):
+def made_up(condition, base, arena, seed=0, lr=None, device=None, search=False):
     "A run without a training: joint is better by 0.1, the scores of a seed move together, and a rate of 0.1 is best."
     score = .5 + .1*(condition.name == 'joint') + .01*seed - abs(math.log10((lr or .2)/.1))/10
-    each = dict.fromkeys(('miou', 'lesion_miou', 'lesion_aupr', 'top1', 'top2', 'binary', 'kappa', 'auc'), score)
-    return dict(agents=condition.changes.get('agents', 'both'), metrics=each, valid=each, curve=[[1, score/2], [2, score]], budget=dict(clf_images=1, seg_images=1, flops=1), parameters=1, lr=lr, steps=2, seconds=.0)
+    each = dict.fromkeys(('miou', 'lesion_miou', 'lesion_aupr', 'top1', 'top2', 'binary', 'kappa', 'auc'), score) | dict(majority=.3)
+    row = dict(agents=condition.changes.get('agents', 'both'), valid=each, curve=[[1, score/2], [2, score]], cosines=[.1]*4, budget=dict(clf_images=1, seg_images=1, flops=1), parameters=1, masks=8, lr=lr, steps=2, seconds=.0)
+    return row if search else row | dict(metrics=each)
 
-def test_every_claim_speaks_of_conditions_that_are_there():
-    names = {c.name for c in conditions()}
-    for claim in CLAIMS:
-        for c in claim.comparisons: assert {c.better, c.worse} <= names, claim.name
-    assert len({c.name for c in CLAIMS}) == len(CLAIMS)
-    for suite in SUITES.values(): assert len({c.name for c in suite}) == len(suite)
+def without_time(rows): return [{k: v for k, v in r.items() if k not in ('seconds', 'at')} for r in rows]
+
+def test_lists():
+    for list_ in X.SUITES.values(): assert len({c.name for c in list_}) == len(list_)
     by = {}
-    for c in (c for suite in SUITES.values() for c in suite): assert by.setdefault(c.name, c) == c, 'one name, one condition'
+    for c in (c for suite in X.SUITES.values() for c in suite):
+        assert by.setdefault(c.name, c) == c, 'one name, one condition'
+        assert not c.world or c.world in X.WORLDS
+    for c in by.values(): assert not c.like or not by[c.like].like, f'{c.name} takes the rate of one that has its own'
+    for c in by.values(): recipe_of(c, recipe('pocket'))
 
 def test_wrong_words_are_named():
     with pytest.raises(ValueError, match='table9.*table1'): conditions(['table9'])
     with pytest.raises(ValueError, match='lr'): Condition('x', dict(lr=-1.))
     with pytest.raises(ValueError, match='images'): Condition('x', equal='time')
 
-@pytest.mark.parametrize('low, high, no_loss, verdict', [(.01, .05, False, 'reproduced'), (-.01, .05, False, 'undecided'), (-.05, -.01, False, 'not reproduced'), (0, .1, False, 'undecided'),
-    (-.019, .05, True, 'reproduced'), (-.021, .05, True, 'undecided'), (-.05, -.03, True, 'not reproduced'), (-.015, -.005, True, 'reproduced'),
-    (-math.inf, math.inf, False, 'undecided'), (-math.inf, math.inf, True, 'undecided')])
-def test_the_rule(low, high, no_loss, verdict): assert judge((low + high)/2, low, high, no_loss) == verdict
+@pytest.mark.parametrize('warmup', [0, 1, 3])
+def test_a_shorter_schedule_warms_up_shorter(warmup):
+    r = replace(base, warmup=warmup)
+    for steps in (1, 2, 3, 4, 40): assert shortened(r, steps).warmup < steps == shortened(r, steps).steps
+    setup, _ = prepare(condition('FCN-8s, pre-trained, equal work'), r, arena.at(64).source, device='cpu')
+    assert setup.trainer.recipe.steps >= 1
 
-def test_all_comparisons_of_a_claim_must_hold():
-    yes, no, open_ = 'reproduced', 'not reproduced', 'undecided'
-    assert [together(v) for v in ([yes, yes], [yes, open_], [open_, no], [no, yes], [])] == [yes, open_, no, no, open_]
-
-def test_sooner():
-    slow, quick = [[1, .1], [2, .2], [3, .3], [4, .4]], [[1, .4], [2, .5], [3, .6], [4, .7]]
-    assert (sooner(quick, slow), sooner(slow, quick), sooner(slow, slow)) == (.75, -1., 0)
-    assert sooner([[4, None]], slow) == -1
+def test_equal_work_is_equal_work():
+    source = arena.at(64).source
+    _, ours = prepare(condition('joint'), replace(base, steps=40), source, device='cpu')
+    setup, cost = prepare(condition('segmenter alone, equal work'), replace(base, steps=40), source, device='cpu')
+    assert setup.trainer.recipe.steps > 40 and abs(cost.flops/ours.flops - 1) < .05
 
 def test_runs_are_kept_line_by_line(tmp_path):
     for k in 'ab': keep_run(tmp_path, dict(key=k, text='ä'))
@@ -58,77 +57,125 @@ def test_runs_are_kept_line_by_line(tmp_path):
         keep_run(tmp_path, dict(key='c'))
         assert list(read_runs(tmp_path)) == ['a', 'b'][:n] + ['c']
 
-def test_a_key_changes_with_whatever_changes_the_run(arena):
-    c = SUITES['cooperation'][0]
-    keys = {run_key(c, base, arena, 0, .1), run_key(c, base, arena, 1, .1), run_key(c, base, arena, 0, .2), run_key(c, replace(base, steps=4), arena, 0, .1),
-            run_key(replace(c, changes=dict(augment=.5)), base, arena, 0, .1), run_key(c, base, Arena(arena.source), 0, .1)}
-    assert len(keys) == 6 and run_key(c, base, arena, 0, .1) == run_key(c, base, arena.digest, 0, .1) in keys
+def test_a_key_changes_with_whatever_changes_the_run():
+    c = condition('joint')
+    keys = [run_key(c, base, arena, 0, .1), run_key(c, base, arena, 1, .1), run_key(c, base, arena, 0, .2), run_key(c, replace(base, steps=5), arena, 0, .1), run_key(c, base, arena, 0, .1, search=True),
+            run_key(replace(c, changes=dict(augment=.5)), base, arena, 0, .1), run_key(c, base, Arena(n=41, n_test=10), 0, .1), run_key(replace(c, world='smears'), base, arena, 0, .1),
+            run_key(condition('UNet'), base, arena, 0, .1), run_key(condition('UNet, pre-trained'), base, arena, 0, .1), run_key(condition('UNet, equal work'), base, arena, 0, .1)]
+    assert len(set(keys)) == len(keys)
+    assert run_key(condition('UNet, equal work'), base, arena, 0, .1) != run_key(condition('UNet, equal work'), replace(base, clf_batch=4), arena, 0, .1), 'what ours costs counts'
 
-def test_nothing_is_done_twice_and_the_best_rate_is_taken(tmp_path, arena, monkeypatch):
+def test_a_key_stays_when_a_recipe_gets_a_field_or_a_condition_a_name(monkeypatch):
+    assert {f.name for f in fields(Recipe)} - {'name'} >= set(X.KEYED)
+    c = condition('joint')
+    before = X.told(base)
+    assert before == X.told(replace(base, name='other')) and run_key(c, base, arena, 0, .1) == run_key(replace(c, name='other'), base, arena, 0, .1)
+    monkeypatch.setattr(X, 'KEYED', [k for k in X.KEYED if k != 'rotate'])   # as if rotate came later
+    assert X.told(base) == {k: v for k, v in before.items() if k != 'rotate'}
+    assert X.told(replace(base, rotate=10.))['rotate'] == 10.
+
+def test_search_goes_on_at_an_edge():
+    def best_at(peak):
+        tried = {}
+        while next_ := rates_to_try(tried): tried |= {k: -abs(k - peak) for k in next_}
+        return tried
+    assert sorted(best_at(0)) == [-1, 0, 1] and sorted(best_at(2)) == [-1, 0, 1, 2, 3] and sorted(best_at(-1)) == [-2, -1, 0, 1] and sorted(best_at(9)) == [-1, 0, 1, 2, 3]
+
+def test_nothing_is_done_twice_and_the_best_rate_is_taken(tmp_path, monkeypatch):
     calls, said = [], []
     monkeypatch.setattr(X, 'run_once', lambda *a: calls.append(a) or made_up(*a))
-    todo = conditions(['cooperation'])
-    rows = run_all(tmp_path, todo, base, arena, seeds=3, factors=(.5, 1.), say=said.append)
-    assert len(rows) == 9 and len(calls) == len(said) == 15 and {r['lr'] for r in rows} == {.1}
-    assert run_all(tmp_path, todo, base, arena, seeds=3, factors=(.5, 1.), say=said.append) == rows and len(calls) == 15
-    run_all(tmp_path, todo, base, arena, seeds=4, factors=(.5, 1.), say=said.append)
-    assert len(calls) == 18
-    found = {v['claim']: v for v in verdicts(rows)}
-    assert found['cooperation-segmentation']['verdict'] == 'reproduced' and found['cooperation-segmentation']['seeds'] == 3
-    tables = write_tables(tmp_path, rows, base, 'made up')
-    assert json.loads((tmp_path/'tables.json').read_text()) == tables and tables['made']['command'] == 'made up'
-    for c in tables['claims']: assert {'claim', 'paper', 'ours', 'ci', 'seeds', 'verdict'} <= c.keys()
-    text = (tmp_path/'tables.md').read_text()
-    assert 'cooperation-segmentation' in text and '| joint | 3 |' in text and 'inf' not in text and 'nan' not in text
+    todo = conditions(['cooperation'])   # of four, one takes another's rate
+    rows = run_all(tmp_path, todo, base, arena, say=said.append)
+    assert len(rows) == 12 and len(calls) == len(said) == 12 + 3*4 and {r['lr'] for r in rows} == {.06667} and '0 runs' in said[-1]
+    assert {a[1].steps for a in calls if a[-1]} == {2} and {a[1].steps for a in calls if not a[-1]} == {4}
+    assert run_all(tmp_path, todo, base, arena, say=said.append) == rows and len(calls) == 24
+    run_all(tmp_path, todo, base, arena, seeds=4, say=said.append)
+    assert len(calls) == 28
 
-def test_one_seed_decides_nothing(tmp_path, arena, monkeypatch):
+def test_one_training_under_two_names_is_done_once(tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(X, 'run_once', lambda *a: calls.append(a) or made_up(*a))
+    rows = run_all(tmp_path, [condition('joint'), condition('ratio 0.1, shared')], base, arena, seeds=2, search=False, say=lambda t: None)
+    assert len(calls) == 2 and [r['condition'] for r in rows] == ['joint']*2 + ['ratio 0.1, shared']*2
+
+def test_the_rate_of_another_is_searched_for_though_it_is_not_asked_for(tmp_path, monkeypatch):
     monkeypatch.setattr(X, 'run_once', made_up)
-    tables = write_tables(tmp_path, run_all(tmp_path, conditions(['cooperation']), base, arena, seeds=1, say=lambda t: None), base)
-    assert {c['verdict'] for c in tables['claims']} == {'undecided'} and tables['claims'][0]['ci'] == [None, None]
+    rows = run_all(tmp_path, [condition('80% random labels')], base, arena, seeds=1, say=lambda t: None)
+    assert [r['condition'] for r in rows] == ['80% random labels'] and {r['condition'] for r in read_runs(tmp_path).values()} == {'joint', '80% random labels'}
 
-def test_a_training_that_fails_is_a_result(tmp_path, arena, monkeypatch):
-    def fails(condition, *a, **k): return dict(failed='the loss is nan', curve=[], seconds=0.) if condition.name == 'joint' else made_up(condition, *a, **k)
-    monkeypatch.setattr(X, 'run_once', fails)
-    rows = run_all(tmp_path, conditions(['cooperation']), base, arena, seeds=2, factors=(.5, 1.), say=lambda t: None)
-    assert compare(Comparison('joint', 'segmenter alone'), rows) is None and summary(rows)[0]['failed'] == 2
-    write_tables(tmp_path, rows, base)
+def test_what_is_expected_is_what_comes(monkeypatch, tmp_path):
+    monkeypatch.setattr(X, 'run_once', made_up)
+    plan = Plan(conditions(['cooperation', 'noise']), base, arena, 2)
+    n = len(plan.jobs({})[1])
+    run_all(tmp_path, plan.todo, base, arena, 2, say=lambda t: None)
+    assert n <= len(read_runs(tmp_path)) <= n + 2*3 and plan.jobs(read_runs(tmp_path)) == ([], [])   # at most two rates more for each search
 
-def test_a_loss_that_is_no_number_fails(arena):
-    row = X.run_once(Condition('wild', dict(lr=10., lr_ratio=1000., ratio_on='agent', agents='both')), replace(base, steps=30), arena, device='cpu')
+def test_time_left():
+    rows = [dict(condition='a', seconds=10., search=False), dict(condition='b', seconds=10., search=True)]
+    assert seconds_left([('a', False), ('b', False), ('c', True)], rows) == 10 + 20 + 15/2 and seconds_left([('a', False)], []) is None
+
+def test_a_training_that_fails_is_a_row_and_errors_are_tried_again(tmp_path, monkeypatch):
+    def once(why, again): return lambda c, *a: dict(failed=why, seconds=0.) | (dict(again=True) if again else {}) if c.name == 'joint' else made_up(c, *a)
+    todo, said = conditions(['cooperation']), []
+    monkeypatch.setattr(X, 'run_once', once('no memory', True))
+    rows = run_all(tmp_path, todo, base, arena, 2, search=False, say=said.append)
+    assert [r['failed'] for r in rows if r['condition'] == 'joint'] == ['no memory']*2 and any('no memory' in t for t in said)
+    monkeypatch.setattr(X, 'run_once', once('the loss is nan', False))
+    rows = run_all(tmp_path, todo, base, arena, 2, search=False, say=said.append)
+    assert [r['failed'] for r in rows if r['condition'] == 'joint'] == ['the loss is nan']*2
+    monkeypatch.setattr(X, 'run_once', lambda *a: 1/0)
+    assert run_all(tmp_path, todo, base, arena, 2, search=False, say=said.append) == rows
+
+def test_a_loss_that_is_no_number_fails():
+    row = X.run_once(Condition('wild', dict(lr_ratio=1000., ratio_on='agent')), replace(base, steps=30, lr=10.), arena, device='cpu')
     assert 'failed' in row or all(v is None or v == v for v in row['metrics'].values() if not isinstance(v, dict))
 
-@pytest.mark.parametrize('condition', [c for c in conditions() if c.net or c.pretrain is not None], ids=lambda c: c.name)
-def test_every_other_network_can_be_prepared(condition, arena):
-    setup, cost = prepare(condition, replace(base, steps=1, crop=64), arena.source, device='cpu')
+@pytest.mark.parametrize('c', [c for c in conditions() if c.net or c.pretrain is not None], ids=lambda c: c.name)
+def test_every_other_network_can_be_prepared(c):
+    setup, cost = prepare(c, replace(base, steps=1, crop=64), arena.at(64).source, device='cpu')
     report = setup.trainer.step()
     assert cost.flops > 0 and report.step == 1
 
-killed = '''
-import sys, time
-from jointseg_nb import experiments as X
-from jointseg_nb.data import embedded
-from jointseg_nb.recipes import recipe
+def test_blood_smears_are_learnt_from():
+    row = X.run_once(condition('joint, blood smears'), replace(base, steps=2), arena, device='cpu')
+    assert set(row['metrics']['iou']) == {'background', 'red cell', 'white cell', 'platelet', 'parasite'} and len(row['shown']['which']) == 4
+
+team = '''
+import sys
 sys.path.insert(0, sys.argv[2])
-from test_experiments import base, made_up
-def slow(*a, **k): time.sleep(.3); return made_up(*a, **k)
-X.run_once = slow
-X.run_all(sys.argv[1], X.conditions(['cooperation']), base, X.Arena(embedded(40, size=64), embedded(10, seed=1, size=64)), seeds=4, say=lambda t: print(t, flush=True))
+from jointseg_nb import experiments as X
+from test_experiments import arena, base
+if __name__ == '__main__': X.run_all(sys.argv[1], X.conditions(['cooperation']), X.replace(base, steps=2), arena, 2, search=False, workers=2, device='cpu', say=lambda t: print(t, flush=True))
 '''
 
-def test_killed_and_begun_again(tmp_path, arena, monkeypatch):
-    p = subprocess.Popen([sys.executable, '-c', killed, str(tmp_path), str(Path(__file__).parent)], stdout=subprocess.PIPE, text=True)
-    for _ in range(3): p.stdout.readline()
-    p.send_signal(signal.SIGKILL); p.wait()
-    done = len(read_runs(tmp_path))
-    assert 3 <= done < 12
-    calls = []
-    monkeypatch.setattr(X, 'run_once', lambda *a: calls.append(a) or made_up(*a))
-    rows = run_all(tmp_path, conditions(['cooperation']), base, arena, seeds=4, say=lambda t: None)
-    assert len(rows) == 12 and len(calls) == 12 - done
+def alive(pid):
+    try: os.kill(pid, 0)
+    except ProcessLookupError: return False
+    return Path(f'/proc/{pid}/stat').read_text().split(')')[1].split()[0] != 'Z' if Path('/proc').exists() else True
 
-def test_a_tiny_table_end_to_end_is_the_same_again(tmp_path, arena):
-    "Two conditions, two seeds, really trained; the same figures from the same seeds."
-    few = dict(base=replace(base, steps=2), only=['updates'], seeds=2, arena=arena, factors=(1.,), device='cpu', say=lambda t: None)
-    a, b = reproduce(tmp_path/'a', **few), reproduce(tmp_path/'b', **few)
-    for x, y in zip(a['rows'], b['rows']): assert {k: v for k, v in x.items() if k != 'seconds'} == {k: v for k, v in y.items() if k != 'seconds'}
-    assert {'tables.json', 'tables.md', 'runs.jsonl', 'updates.png'} == {p.name for p in (tmp_path/'a').iterdir()}
+@pytest.mark.skipif(sys.platform == 'win32', reason='POSIX signals')
+def test_two_workers_killed_and_begun_again(tmp_path):
+    "Killed without warning, workers and all: what is done stays done, nobody lives on, and the same call ends it."
+    (script := tmp_path/'team.py').write_text(team)
+    out = tmp_path/'runs'
+    def begin(): return subprocess.Popen([sys.executable, str(script), str(out), str(Path(__file__).parent)], stdout=subprocess.PIPE, text=True)
+    p = begin()
+    first = p.stdout.readline()
+    children = [int(c) for c in Path(f'/proc/{p.pid}/task/{p.pid}/children').read_text().split()] if Path('/proc').exists() else []
+    p.send_signal(signal.SIGKILL); p.wait()
+    assert 'runs and about' in first and 1 <= len(read_runs(out)) <= 8
+    for _ in range(100):
+        if not any(map(alive, children)): break
+        time.sleep(.1)
+    assert not any(map(alive, children))
+    said = begin().communicate()[0]
+    assert len(read_runs(out)) == 8 and '0 runs' in said
+    lines = (out/'runs.jsonl').read_text().splitlines()
+    assert len(lines) == 8, 'nothing was done twice'
+
+def test_two_calls_in_one_folder_share_the_work(tmp_path):
+    (script := tmp_path/'team.py').write_text(team.replace('workers=2', 'workers=1'))
+    out = tmp_path/'runs'
+    both = [subprocess.Popen([sys.executable, str(script), str(out), str(Path(__file__).parent)], stdout=subprocess.DEVNULL) for _ in range(2)]
+    assert [p.wait() for p in both] == [0, 0]
+    assert len((out/'runs.jsonl').read_text().splitlines()) == 8 and len(read_runs(out)) == 8
