@@ -10,6 +10,7 @@ from jointseg_nb import session as room
 from jointseg_nb.data import Source, embedded
 from jointseg_nb.evaluate import load_model
 from jointseg_nb.keeping import FolderBusy
+from jointseg_nb.looks import noise_study
 from jointseg_nb.presets import PRESETS, read_setup, setup_string
 from jointseg_nb.recipes import recipe
 from jointseg_nb.runs import read_history
@@ -270,15 +271,43 @@ def test_news(source):
 
 # -- presets and strings
 
+PLAIN = dict(moved={'encoder', 'classifier', 'decoder'}, ratio=0.1, noise='none', gates=6, masks=24, update='alternating', anew=False)
+DOES = {
+    'both agents': {},
+    'no classifier': dict(moved={'encoder', 'decoder'}),
+    'no segmenter': dict(moved={'encoder', 'classifier'}),
+    '80% random labels': dict(noise='uniform'),
+    '80% labels as frequent': dict(noise='prior'),
+    'no attention': dict(gates=0),
+    'same size only': dict(gates=3),
+    'ratio 1': dict(ratio=1.),
+    'ratio 30': dict(ratio=30.),
+    'ratio 1/30': dict(ratio=0.0333),
+    'few masks': dict(masks=8, anew=True),
+    'few masks, no classifier': dict(moved={'encoder', 'decoder'}, masks=8, anew=True),
+    'at the same time': dict(update='simultaneous', anew=True),
+}
+
+def weights(session): return {k: v.clone() for k, v in session.setup.trainer.model.named_parameters()}
+
+def seen_to_happen(session):
+    "One step, and what can be told of it from the network, the streams and the labels, not from the settings."
+    if session.setup is None: session.prepare().wait()
+    before, runs = weights(session), len(session.snapshot.runs)
+    snap, t = session.step(), session.setup.trainer
+    noise, r = noise_study(t, session.setup.source), snap.rates
+    return dict(moved={k.split('.')[0] for k, v in weights(session).items() if not torch.equal(v, before[k])}, ratio=round(r['clf_M']/r['seg_M'], 4), gates=int(t.model.switches.sum()),
+                noise=noise.kind if noise and noise.n_wrong else 'none', masks=len(t.streams['seg'].indices), update=t.recipe.update, anew=runs > 0)
+
 @pytest.mark.parametrize('name', PRESETS)
-def test_every_preset_can_be_set_up_and_taken_back(source, name):
-    session = Session(SMALL, source).preset(name)
-    snap, p = session.snapshot, PRESETS[name]
-    assert snap.preset == name and all(snap.values[k] == v for k, v in p.live.items() if k != 'switches')
-    assert all(getattr(session.recipe, k) == v for k, v in p.rebuild.items())
-    assert np.any(snap.values['switches']) == (p.live.get('switches') != 'none')
+def test_what_a_preset_does(source, name):
+    session = Session(SMALL, source)
+    session.step()
+    session.preset(name)
+    assert session.snapshot.preset == name and session.snapshot.step == (0 if DOES[name].get('anew') else 1)
+    assert seen_to_happen(session) == PLAIN | DOES[name]
     session.preset('both agents')
-    assert session.recipe == SMALL and session.snapshot.values == Session(SMALL, source).snapshot.values
+    assert session.recipe == SMALL and seen_to_happen(session) | dict(anew=False) == PLAIN
     session.set(lr=0.1)
     assert session.snapshot.preset == ''
 
