@@ -73,11 +73,10 @@ def test_kernel_is_free(page):
 # --- knobs
 
 def logged(page, act, words):
-    "Do something; it must be in the log, as a step that took it up, soon."
+    "Do something; it must be in the log, as a step that took it up."
     page.until(lambda: page.text('status').startswith('running'))
     act()
-    took = page.until(lambda: words in page.text('log'), 30)
-    assert took < 5, f"{took:.2f} s" # a busy machine; how soon on a quiet one is measured in benchmarks
+    page.until(lambda: words in page.text('log')) # how soon is measured in benchmarks/lab.py
 
 def move(page, setting):
     "Move a knob, as its kind is moved."
@@ -124,7 +123,7 @@ def test_view(page, name):
     def filled():
         if 'could not be made' in body.inner_text(): raise AssertionError(body.inner_text())
         return len(body.inner_text().strip()) > 3 or body.locator('svg, canvas').count()
-    page.until(filled, 60)
+    page.until(filled)
     assert 'None' not in body.inner_text() and 'undefined' not in body.inner_text() and 'nan' not in body.inner_text().lower().split()
     card.scroll_into_view_if_needed()
     page.shot(f'view-{name}')
@@ -136,7 +135,7 @@ def test_chart_is_a_picture_and_can_be_read_out(page):
     chart.scroll_into_view_if_needed()
     step = page.step
     read = lambda: chart.locator('svg[role=img]').first.get_attribute('aria-label')
-    page.until(lambda: max([0, *map(int, re.findall(r'step (\d+)', read()))]) >= step, 20)
+    page.until(lambda: max([0, *map(int, re.findall(r'step (\d+)', read()))]) >= step)
     box = chart.bounding_box()
     assert box['width'] > 250 and box['height'] > 100
 
@@ -155,16 +154,16 @@ def test_layers(page):
         return True
     for layer in ('prediction', 'truth', 'disagreement'):
         page.one(f'layer-{layer}').click()
-        page.until(changed, 20)
+        page.until(changed)
     page.one('layer-prediction').click()
-    page.until(changed, 20)
+    page.until(changed)
     page.one('opacity-prediction').fill('1')
-    page.until(changed, 20)
+    page.until(changed)
     page.one('layer-truth').click()
-    page.until(changed, 20)
+    page.until(changed)
     page.one('palette').select_option('safe') # where only some colours are others
     page.one('patterns').check()
-    page.until(changed, 20)
+    page.until(changed)
     page.shot('patterns')
     page.one('patterns').uncheck()
     page.one('class-1').click() # background is 0
@@ -172,17 +171,17 @@ def test_layers(page):
     page.one('class-1').click()
     n = len(page.pictures())
     page.one('arrangement').select_option('apart')
-    page.until(lambda: len(page.pictures()) > n and not any(p['blank'] for p in page.pictures()), 20)
+    page.until(lambda: len(page.pictures()) > n and not any(p['blank'] for p in page.pictures()))
     page.shot('side-by-side')
     page.one('arrangement').select_option('together')
-    page.until(lambda: len(page.pictures()) == n, 20)
+    page.until(lambda: len(page.pictures()) == n)
     page.click('live')
 
 def test_probability_of_a_class(page):
     page.run()
     page.one('layer-probability').click()
     page.one('probability-of').select_option(index=3)
-    page.until(lambda: 'probabilities' not in page.text('canvas-note'), 60)
+    page.until(lambda: 'probabilities' not in page.text('canvas-note'))
     page.shot('probability')
     page.one('layer-probability').click()
 
@@ -192,28 +191,28 @@ def test_zoom_together(page):
     page.page.wait_for_timeout(300)
     before = page.sums()
     page.page.keyboard.press('+')
-    page.until(lambda: all(a != b for a, b in zip(page.sums(), before)), 20)
+    page.until(lambda: all(a != b for a, b in zip(page.sums(), before)))
     page.page.keyboard.press('ArrowRight')
     page.shot('zoomed')
     page.page.keyboard.press('0')
-    page.until(lambda: page.sums() == before, 20)
+    page.until(lambda: page.sums() == before)
 
 def test_time_line(page):
     last = page.shown
     early = page.sums()
     page.one('timeline').fill('0')
-    page.until(lambda: page.shown < last and page.sums() != early, 20)
+    page.until(lambda: page.shown < last and page.sums() != early)
     assert page.one('live').get_attribute('aria-pressed') == 'false'
     page.one('speed').fill('60')
     page.click('play')
-    page.until(lambda: page.shown == last, 60) # to the end of the film
+    page.until(lambda: page.shown == last) # to the end of the film
     page.one('timeline').fill('0')
     step = page.step
     page.run()
     page.until(lambda: page.step > step + 3)
     assert page.shown < last # the run goes on, the past stays in view
     page.click('live')
-    page.until(lambda: page.shown > last, 30)
+    page.until(lambda: page.shown > last)
 
 @pytest.mark.parametrize('kind', ['gif', 'html'])
 def test_film_to_take_along(page, browser, kind):
@@ -244,12 +243,12 @@ def test_film_to_take_along(page, browser, kind):
 def test_own_photograph(page):
     card = page.view('photo')
     page.upload('notes.png', b'no photograph')
-    page.until(lambda: 'notes.png' in page.text('error') + card.inner_text(), 30)
+    page.until(lambda: 'notes.png' in page.text('error') + card.inner_text())
     from jointseg_nb.fundus import eyes
     file = io.BytesIO()
     Image.fromarray(eyes(1, seed=77, size=96)[0][0]).save(file, 'PNG')
     page.upload('mine.png', file.getvalue())
-    page.until(lambda: 'mine.png' in card.inner_text() and card.locator('img').count() > 0, 60)
+    page.until(lambda: 'mine.png' in card.inner_text() and card.locator('img').count() > 0)
     assert card.locator('img').first.evaluate('i => i.naturalWidth') > 16
     page.shot('photo')
     page.view('photo', on=False)
@@ -258,7 +257,7 @@ def test_preset(page):
     options = page.one('preset').locator('option').all_inner_texts()
     assert len(options) > 4
     page.one('preset').locator('select').select_option(index=1)
-    page.until(lambda: len(page.text('preset-line').strip()) > 20, 20)
+    page.until(lambda: len(page.text('preset-line').strip()) > 20)
     page.click('preset-set')
     page.until(lambda: page.step >= 0 and not page.text('error').strip())
     page.shot('preset')
@@ -266,21 +265,21 @@ def test_preset(page):
 def test_setup_as_a_string(page):
     page.unfold('sharing')
     take = lambda: page.one('share').locator('input, textarea').input_value()
-    page.until(lambda: take().startswith('js1:'), 20)
+    page.until(lambda: take().startswith('js1:'))
     text = take()
     page.until(lambda: page.step > 3)
     ratio = page.text('lr-ratio')
     page.one('lr-ratio').locator('.noUi-handle').focus()
     for _ in range(4): page.page.keyboard.press('ArrowLeft')
-    page.until(lambda: page.text('lr-ratio') != ratio and take() != text, 20)
+    page.until(lambda: page.text('lr-ratio') != ratio and take() != text)
     page.one('load').locator('input, textarea').fill('js1:nonsense')
     page.page.keyboard.press('Tab')
     page.click('load-set')
-    page.until(lambda: page.text('error').strip(), 20)
+    page.until(lambda: page.text('error').strip())
     page.one('load').locator('input, textarea').fill(text)
     page.page.keyboard.press('Tab')
     page.click('load-set')
-    page.until(lambda: page.text('lr-ratio') == ratio and not page.text('error').strip(), 60)
+    page.until(lambda: page.text('lr-ratio') == ratio and not page.text('error').strip())
     page.shot('shared')
 
 def test_apply_keeps_the_old_run(page):
@@ -305,7 +304,7 @@ def test_apply_refuses_before_anything_is_lost(page):
     page.one('rebuild-data').locator('input').fill('no/such/folder')
     page.page.keyboard.press('Enter')
     page.click('apply')
-    page.until(lambda: 'no/such/folder' in page.text('error'), 30)
+    page.until(lambda: 'no/such/folder' in page.text('error'))
     page.until(lambda: page.step > step)
     page.click('undo')
     page.click('open-new')
@@ -332,7 +331,7 @@ def test_two_tabs_agree(page, browser, lab, tools):
     two.until(lambda: two.pictures() and not any(p['blank'] for p in two.pictures()))
     two.one('label-noise').locator('.noUi-handle').focus()
     two.page.keyboard.press('End')
-    for p in (two, page): p.until(lambda: '1.00' in p.text('label-noise') and 'label_noise' in p.text('log'), 20)
+    for p in (two, page): p.until(lambda: '1.00' in p.text('label-noise') and 'label_noise' in p.text('log'))
     step = page.step
     two.page.close() # a closed tab takes nothing away
     page.page.bring_to_front()
@@ -347,7 +346,7 @@ def test_reload_finds_the_run(page):
     page.until(lambda: page.step > step)
     assert log in page.text('log')
     page.until(lambda: page.pictures() and not any(p['blank'] for p in page.pictures()))
-    page.until(lambda: int(page.one('timeline').get_attribute('max')) > 2, 30) # the film came back too
+    page.until(lambda: int(page.one('timeline').get_attribute('max')) > 2) # the film came back too
     page.shot('reloaded')
 
 def test_the_same_cell_finds_the_same_run(page):
@@ -376,7 +375,7 @@ def test_kernel_restart_goes_on_from_the_checkpoint(page, kernel):
     page.until(lambda: page.step > 20)
     page.pause() # which saves
     step = page.step
-    page.until(lambda: kernel('', 'session.snapshot.saved') >= step, 60)
+    page.until(lambda: kernel('', 'session.snapshot.saved') >= step)
     page.page.click('[data-command="notebook:restart-kernel"], jp-button[title*="Restart"], [title^="Restart the kernel"]')
     page.page.click('.jp-Dialog .jp-mod-accept')
     page.page.wait_for_timeout(2000)
@@ -403,11 +402,11 @@ def test_duel(page):
     steps = lambda: [int(re.search(r'step\s+(\d+)', page.page.inner_text(f'.jointseg-{x} .jointseg-status'))[1]) for x in 'ab']
     start = steps()
     page.until(lambda: all(now > before + 4 for now, before in zip(steps(), start)))
-    page.until(lambda: all(pictures and not any(p['blank'] for p in pictures) for pictures in (page.pictures(f'.jointseg-{x} .jointseg-grid-of-eyes') for x in 'ab')), 60)
+    page.until(lambda: all(pictures and not any(p['blank'] for p in pictures) for pictures in (page.pictures(f'.jointseg-{x} .jointseg-grid-of-eyes') for x in 'ab')))
     page.page.locator('.jointseg-a .jointseg-label-noise .noUi-handle').focus() # linked: B follows
     page.page.keyboard.press('Home')
     page.page.keyboard.press('ArrowRight')
-    page.until(lambda: all('0.05' in page.page.inner_text(f'.jointseg-{x} .jointseg-label-noise') for x in 'ab'), 20)
+    page.until(lambda: all('0.05' in page.page.inner_text(f'.jointseg-{x} .jointseg-label-noise') for x in 'ab'))
     assert page.page.inner_text('.jointseg-a .jointseg-lr-ratio') != page.page.inner_text('.jointseg-b .jointseg-lr-ratio')
     page.shot('duel')
     page.click('duel-pause')
