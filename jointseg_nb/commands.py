@@ -7,9 +7,9 @@ __all__ = ['RUN_HELP', 'LIVE_CELL', 'LIVE_TEXT', 'LIVE_FREE', 'LAB_SETTINGS', 'A
            'given_fields', 'chosen_recipe', 'exit_code', 'run_command', 'add_reading_options', 'reading_options',
            'named', 'check_data', 'train_parser', 'resumed_knobs', 'new_training', 'train', 'check_parser', 'check',
            'predict_parser', 'tiling', 'trained', 'say_who_trained', 'predict', 'evaluate_parser', 'evaluation_set',
-           'evaluate', 'export_parser', 'export', 'bench_parser', 'bench', 'live_cell', 'live_notebook',
-           'place_notebook', 'place_settings', 'free_port', 'lab_parser', 'check_lab', 'draw_ahead', 'lab',
-           'place_template']
+           'evaluate', 'export_parser', 'export', 'bench_parser', 'bench', 'tables_parser', 'check_tables', 'tables',
+           'live_cell', 'live_notebook', 'place_notebook', 'place_settings', 'free_port', 'lab_parser', 'check_lab',
+           'draw_ahead', 'lab', 'place_template']
 
 # %% ../nbs/32_commands.ipynb #9005c82f
 import argparse, json, re, sys, warnings
@@ -396,6 +396,51 @@ def _bench(args):
 def bench(argv=None):
     "`jointseg-bench`: how fast a training step is."
     run_command(bench_parser(), _bench, argv)
+
+# %% ../nbs/32_commands.ipynb #a0457fad
+def tables_parser():
+    "The options of `jointseg-tables`."
+    p = argparse.ArgumentParser('jointseg-tables', description="Train what the paper compares, and judge each of its claims; leave tables.json, tables.md and pictures. The same call goes on with one that was stopped.")
+    p.add_argument('--out', required=True, metavar='DIR', help='the folder of the experiment')
+    p.add_argument('--recipe', default='pocket', help=f"what all conditions differ from: {' or '.join(RECIPES)}, or the path of a recipe.json (default: pocket)")
+    p.add_argument('--data', default='embedded', metavar='[LAYOUT[:TASK]=]PATH', help='a data set on disk (default: embedded eyes)')
+    p.add_argument('--label', default='auto', help='what the classifier learns from a folder: grade, has_dr or a column of its table (default: grade where it can)')
+    p.add_argument('--only', metavar='SUITES', help='by comma, such as table1,noise (default: all; a wrong name is answered with the right ones)')
+    p.add_argument('--seeds', type=int, default=3, help='how often everything is trained (default: 3)')
+    p.add_argument('--fast', action='store_true', help='a first answer: fewer steps, no search for rates, only what claims are judged by')
+    p.add_argument('--search', action=argparse.BooleanOptionalAction, default=True, help='search a rate for each condition, or take the recipe\'s (default: search)')
+    p.add_argument('--workers', type=int, help='trainings at once, of one thread each if more than one (default: one for each core, at most 8; on a GPU one)')
+    p.add_argument('--report', action='store_true', help='train nothing, write the tables of what is there')
+    p.add_argument('--device', help='cuda, mps or cpu (default: the best there is)')
+    return p
+
+# %% ../nbs/32_commands.ipynb #2e24aeaa
+def check_tables(
+    args,  # what argparse made of the command line
+):  # the base `Recipe`, names of suites or None
+    "A ValueError for what cannot be done."
+    for name in ('seeds', 'workers'):
+        if getattr(args, name) is not None and getattr(args, name) < 1: raise ValueError(f'{name}={getattr(args, name)}; allowed: 1 and up')
+    base, only = chosen_recipe(args), args.only.split(',') if args.only is not None else None
+    check_data([args.data])
+    if Path(args.out).exists() and not Path(args.out).is_dir(): raise ValueError(f'out={args.out!r} is a file; name a folder')
+    from jointseg_nb.experiments import conditions, usual_workers
+    conditions(only)
+    args.workers = args.workers or usual_workers(args.device)
+    return base, only
+
+def _tables(args):
+    base, only = check_tables(args)
+    from jointseg_nb.experiments import Arena
+    from jointseg_nb.tables import claims_table, reproduce
+    given = dict(recipe=Path(args.recipe).name, only=args.only, seeds=args.seeds, workers=args.workers, data=None if args.data == 'embedded' else 'DATA')
+    command = ' '.join(['jointseg-tables', '--out DIR', *(f'--{k} {v}' for k, v in given.items() if v)] + ['--fast']*args.fast + ['--no-search']*(not args.search))
+    found = reproduce(args.out, base, only, args.seeds, Arena(args.data, args.label), args.search, args.fast, args.workers, not args.report, args.device, lambda t: print(t, file=sys.stderr, flush=True), command)
+    print(claims_table(found))
+
+def tables(argv=None):
+    "`jointseg-tables`: the paper's claims, judged."
+    run_command(tables_parser(), _tables, argv)
 
 # %% ../nbs/32_commands.ipynb #5a8e56d6
 import importlib.util, os, secrets, socket, subprocess, threading, time, webbrowser

@@ -10,7 +10,7 @@ __all__ = ['ONE', 'SEG', 'CLF', 'JOINT', 'SEGMENTER', 'CLASSIFIER', 'UNET', 'FCN
            'conditions', 'condition', 'shortened', 'recipe_of', 'build', 'matched', 'prepare', 'affordable',
            'Photographs', 'photographs', 'Arena', 'train_once', 'judged', 'packed', 'unpacked', 'run_once', 'told',
            'run_key', 'read_runs', 'keep_run', 'rates_to_try', 'score_of', 'Job', 'Plan', 'attempt', 'work',
-           'work_together', 'seconds_left', 'Progress', 'run_all']
+           'work_together', 'usual_workers', 'seconds_left', 'Progress', 'run_all']
 
 # %% ../nbs/19_experiments.ipynb #0170d7dc
 import base64, hashlib, json, math, os, threading, time, zlib
@@ -25,13 +25,13 @@ import torch
 from fastcore.basics import patch
 from filelock import FileLock, Timeout
 
-# %% ../nbs/19_experiments.ipynb #77d27e5d
+# %% ../nbs/19_experiments.ipynb #7e892984
 from .agents import JointSeg
 from .blocks import count_parameters
 from .cache import kept_eyes
 from .cooperate import set_up
 from .data import embedded
-from .engine import facts
+from .engine import facts, pick_device
 from .evaluate import evaluate, predict
 from .fit import curve_scores, load_source, pick_eyes, quick_look, show_eyes, source_digest
 from .recipes import Recipe, check_field, recipe
@@ -373,7 +373,7 @@ def score_of(
     seg, clf = row['valid']['lesion_miou'] or 0., row['valid']['top1'] or 0.
     return clf if agents == 'classifier' else seg if agents == 'segmenter' else (seg + clf)/2
 
-# %% ../nbs/19_experiments.ipynb #dd31f111
+# %% ../nbs/19_experiments.ipynb #46179463
 SEARCH_SEED = 1000
 
 @dataclass(frozen=True)
@@ -392,7 +392,10 @@ class Plan:
         base, arena,  # the base `Recipe`, an `Arena`
         seeds=3,      # how many
         search=True,  # for rates? Else each takes the one where its search would begin
-    ): self.todo, self.base, self.arena, self.seeds, self.search, self.known = todo, base, arena, seeds, search, {}
+    ):
+        self.todo, self.base, self.arena, self.seeds, self.search, self.known = todo, base, arena, seeds, search, {}
+        self.named = {c.name: c for c in [*conditions(), *todo]}
+        self.starts = {n: recipe_of(c, base).lr for n, c in self.named.items()}
 
     def job(self, condition, seed, lr, search=False):
         at = condition.name, seed, lr, search
@@ -401,15 +404,15 @@ class Plan:
 
     def base_of(self, search): return shortened(self.base, self.base.steps//2) if search else self.base
 
-# %% ../nbs/19_experiments.ipynb #c0b23726
+# %% ../nbs/19_experiments.ipynb #ea58fe61
 @patch
 def rate(self: Plan,
     condition,  # a `Condition`
     done,       # of `read_runs`
 ):  # its rate, None if it is not known yet, and the jobs that tell
     "The rate that was found for a condition."
-    c = next(c for c in [*self.todo, *conditions()] if c.name == condition.like) if condition.like else condition
-    start, agents, tried = recipe_of(c, self.base).lr, c.changes.get('agents', self.base.agents), {}
+    c = self.named[condition.like] if condition.like else condition
+    start, agents, tried = self.starts[c.name], c.changes.get('agents', self.base.agents), {}
     if not self.search: return start, []
     def of(k): return self.job(c, SEARCH_SEED, float(f'{start*3.**k:.4g}'), True)
     while next_ := rates_to_try(tried):
@@ -500,6 +503,13 @@ def work_together(
         for p in team: p.terminate(); p.join()
     if plan.jobs(read_runs(out, since))[0]: raise RuntimeError(f'workers ended with exit codes {[p.exitcode for p in team]} before all was done; the same call goes on')
 
+# %% ../nbs/19_experiments.ipynb #7ce80a5a
+def usual_workers(
+    device=None,  # see `engine.pick_device`
+):  # int
+    "One for each core, eight at most; on a GPU one."
+    return min(8, os.cpu_count() or 1) if pick_device(device).type == 'cpu' else 1
+
 # %% ../nbs/19_experiments.ipynb #d47485b4
 def seconds_left(
     expected,  # (condition's name, search?) of every run that is left
@@ -512,7 +522,7 @@ def seconds_left(
     usual = float(np.mean(sum(took.values(), [])))
     return sum((float(np.mean(took[n])) if n in took else usual)/(2 if search else 1) for n, search in expected)
 
-# %% ../nbs/19_experiments.ipynb #f06809ab
+# %% ../nbs/19_experiments.ipynb #00434b44
 class Progress:
     "Says what was done, and how long the rest will take."
     def __init__(self,
@@ -534,7 +544,8 @@ class Progress:
         "One run in a few words."
         if 'failed' in r: return f"{r['condition']}, lr {r.get('lr', '?')}: failed, {r['failed'][:80]}"
         if r['search']: return f"{r['condition']}: rate {r['lr']:g} tried, lesions {r['valid']['lesion_miou']}, top-1 {r['valid']['top1']}"
-        return f"{r['condition']}, seed {r['seed']}: mIoU {r['metrics']['miou']}, lesions {r['metrics']['lesion_miou']}, top-1 {r['metrics']['top1']}"
+        said = [f'{word} {r["metrics"][k]}' for k, word, without in (('miou', 'mIoU', 'classifier'), ('lesion_miou', 'lesions', 'classifier'), ('top1', 'top-1', 'segmenter')) if r['agents'] != without]
+        return f"{r['condition']}, seed {r['seed']}: {', '.join(said)}"
 
 # %% ../nbs/19_experiments.ipynb #851f50db
 def run_all(

@@ -187,7 +187,7 @@ def plot_suite(
     ax.invert_yaxis()
     return fig
 
-# %% ../nbs/35_tables.ipynb #909a46c9
+# %% ../nbs/35_tables.ipynb #def4b5f8
 def plot_curves(
     tables,  # of `tables_of`
     names=('joint', 'segmenter alone', 'UNet', 'UNet, pre-trained', 'FCN-8s', 'FCN-8s, pre-trained', 'attention none'),  # of conditions
@@ -198,10 +198,10 @@ def plot_curves(
     for name in names:
         if (r := row_of(tables, name)) and r['agents'] != 'classifier': ax.plot(*np.array(r['curve'], float)[:, :2].T, label=name, lw=2 if name == 'joint' else 1)
     ax.set(title='faster convergence?', xlabel='step', ylabel='mIoU on held-out eyes', ylim=(0, None))
-    ax.legend(fontsize=7, frameon=False, ncols=2)
+    if ax.get_legend_handles_labels()[0]: ax.legend(fontsize=7, frameon=False, ncols=2)
     return fig
 
-# %% ../nbs/35_tables.ipynb #cf1c0d32
+# %% ../nbs/35_tables.ipynb #4509a50d
 def plot_masks(
     tables,  # of `tables_of`
     score='miou',
@@ -213,7 +213,7 @@ def plot_masks(
         rows = [r for m in (*MASKS, 0) if (r := row_of(tables, f'{name}, {m} masks' if m else name))]
         _band(ax, [r['masks'] for r in rows], [r['scores'][score] for r in rows], name)
     ax.set(title='fewer masks?', xlabel='training masks', ylabel=NAMES[score], xscale='log')
-    ax.legend(fontsize=7, frameon=False)
+    if ax.get_legend_handles_labels()[0]: ax.legend(fontsize=7, frameon=False)
     return fig
 
 def _band(ax, x, spreads, label, offset=1.):
@@ -223,7 +223,7 @@ def _band(ax, x, spreads, label, offset=1.):
     ends = [[0 if s['low'] is None else abs(s[k] - s['mean']) for s in spreads] for k in ('low', 'high')]
     ax.errorbar(np.array(x)*offset, mean, ends, marker='o', ms=3, lw=1, capsize=2, label=label)
 
-# %% ../nbs/35_tables.ipynb #503cf763
+# %% ../nbs/35_tables.ipynb #e4159b8b
 def plot_noise(
     tables,  # of `tables_of`
 ):  # a matplotlib Figure
@@ -235,7 +235,7 @@ def plot_noise(
     if few := row_of(tables, 'a fifth of the labels only'):
         for k, score in enumerate(('lesion_miou', 'top1')): ax.axhline(few['scores'][score]['mean'], color=f'C{k}', ls=':', lw=1)
     ax.set(title='dotted: a fifth of the labels, none random', xlabel='random labels (%)', ylabel='score', ylim=(0, 1))
-    ax.legend(fontsize=7, frameon=False)
+    if ax.get_legend_handles_labels()[0]: ax.legend(fontsize=7, frameon=False)
     return fig
 
 # %% ../nbs/35_tables.ipynb #5f7b9d10
@@ -256,7 +256,7 @@ def map_points(
         if d: out.append((r, d, [s and s['mean'] for s in row_of(tables, name)['cosines']]))
     return out
 
-# %% ../nbs/35_tables.ipynb #5b0f1921
+# %% ../nbs/35_tables.ipynb #7e744c9d
 def plot_map(
     tables,  # of `tables_of`
     score='lesion_miou',
@@ -269,7 +269,7 @@ def plot_map(
         for ax in (top, low): ax.axhline(0, color='0.3', lw=.8)
         top.set(title=f"{masks or 'all'} masks", xscale='log'); low.set(xlabel='ratio, classifier : segmenter')
     axs[0, 0].set_ylabel(f'joint - alone, {NAMES[score]}'); axs[1, 0].set_ylabel('cosine')
-    axs[0, 0].legend(fontsize=7, frameon=False)
+    if axs[0, 0].get_legend_handles_labels()[0]: axs[0, 0].legend(fontsize=7, frameon=False)
     return fig
 
 def _map_line(top, low, found, label, offset):

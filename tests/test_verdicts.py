@@ -1,0 +1,98 @@
+"""The rule of verdict, the scores of pairs, and what is written of an experiment."""
+import json, math, re
+import pytest
+from jointseg_nb import experiments as X, tables as T
+from jointseg_nb.experiments import SUITES, conditions, run_all
+from jointseg_nb.recipes import Recipe
+from jointseg_nb.tables import as_markdown, difference, judged_by, plot_claims, plot_curves, plot_map, plot_masks, plot_noise, plot_suite, reproduce, row_of, summary, tables_of
+from jointseg_nb.verdicts import CLAIMS, Comparison, compare, judge, masks_needed, sooner, together, verdicts
+from test_experiments import arena, base, made_up, without_time
+
+@pytest.mark.parametrize('low, high, no_loss, verdict', [(.01, .05, False, 'reproduced'), (-.01, .05, False, 'undecided'), (-.05, -.01, False, 'not reproduced'), (0, .1, False, 'undecided'),
+    (-.019, .05, True, 'reproduced'), (-.021, .05, True, 'undecided'), (-.05, -.03, True, 'not reproduced'), (-.015, -.005, True, 'reproduced'),
+    (-math.inf, math.inf, False, 'undecided'), (-math.inf, math.inf, True, 'undecided')])
+def test_the_rule(low, high, no_loss, verdict): assert judge(low, high, no_loss) == verdict
+
+def test_all_comparisons_of_a_claim_must_hold():
+    yes, no, open_ = 'reproduced', 'not reproduced', 'undecided'
+    assert [together(v) for v in ([yes, yes], [yes, open_], [open_, no], [no, yes], [])] == [yes, open_, no, no, open_]
+
+def test_every_claim_speaks_of_conditions_that_are_there():
+    names = {c.name for c in conditions()}
+    assert len({c.name for c in CLAIMS}) == len(CLAIMS) == 14
+    for claim in CLAIMS:
+        for c in claim.comparisons + claim.also: assert c.better in names and (c.worse in names or isinstance(c.worse, float)), claim.name
+    assert {c.name for c in judged_by()} <= names and not any(c.name.startswith('map') for c in judged_by())
+
+def test_sooner():
+    slow, quick = [[1, .1], [2, .2], [3, .3], [4, .4]], [[1, .4], [2, .5], [3, .6], [4, .7]]
+    assert (sooner(quick, slow), sooner(slow, quick), sooner(slow, slow)) == (.75, -1., 0)
+    assert sooner([[4, None]], slow) == -1
+
+def test_masks_needed():
+    row = [(8, .1), (16, .2), (64, .4)]
+    assert [masks_needed(row, g) for g in (0, .1, .15, .2, .3, .4, .5)] == pytest.approx([3, 3, 3.5, 4, 5, 6, 7])
+    assert masks_needed([(8, .3), (16, .2), (64, .4)], .25) == 3, 'the first time it is reached'
+
+@pytest.fixture(scope='module')
+def done(tmp_path_factory):
+    "All conditions, three seeds, made up."
+    patch, out = pytest.MonkeyPatch(), tmp_path_factory.mktemp('all')
+    patch.setattr(X, 'run_once', made_up)
+    rows = run_all(out, conditions(), base, arena, search=False, say=lambda t: None)
+    patch.undo()
+    return rows
+
+def test_every_claim_gets_a_verdict_and_everything_a_picture(done, tmp_path):
+    t = tables_of(done, base, arena, 'made up')
+    assert json.loads(json.dumps(t, allow_nan=False)) == t and Recipe(**t['recipe']) == base
+    by = {c['claim']: c for c in t['claims']}
+    assert set(by) == {c.name for c in CLAIMS}
+    for c in t['claims']: assert {'claim', 'paper', 'ours', 'ci', 'seeds', 'verdict'} <= c.keys() and c['seeds'] == 3
+    assert by['cooperation-segmentation']['verdict'] == by['cooperation-classification']['verdict'] == by['any-size']['verdict'] == 'reproduced'
+    assert by['random-init-collapse']['verdict'] == by['joint-vs-pretrained']['verdict'] == 'not reproduced', 'half of joint is less than UNet; one rival is no better than the other'
+    T.write_tables(tmp_path, t, arena)
+    assert {p.stem for p in tmp_path.glob('*.png')} == set(SUITES) | {'claims', 'convergence', 'few_masks', 'random_labels'}
+    assert plot_map(t).axes[0].lines and plot_noise(t).axes[0].lines and plot_masks(t).axes[0].lines and plot_curves(t).axes[0].lines
+    text = as_markdown(t)
+    assert '| joint | 3 |' in text and not re.search(r'\b(inf|nan|None)\b', text)
+    for suite in SUITES: assert f'\n## {suite}\n' in text
+
+def test_one_seed_decides_nothing(done):
+    t = tables_of([r for r in done if r['seed'] == 0], base, arena)
+    assert {c['verdict'] for c in t['claims']} <= {'undecided'} and t['claims'][0]['ci'] == [None, None]
+    as_markdown(t), plot_claims(t), plot_suite(t, 'table1'), plot_map(t)
+
+def test_what_failed_is_told_and_compared_with_nothing(done):
+    rows = [dict(condition='joint', seed=r['seed'], failed='the loss is nan', seconds=1.) if r['condition'] == 'joint' else r for r in done]
+    assert compare(Comparison('joint', 'segmenter alone'), rows) is None and compare(Comparison('joint', .1, 'gain'), rows) is None
+    t = tables_of(rows, base, arena)
+    assert row_of(t, 'joint') is None and summary(rows)[0]['failed'] == ['the loss is nan']*3 and 'failed: the loss is nan' in as_markdown(t)
+    plot_suite(t, 'cooperation'), plot_masks(t), plot_curves(t)
+
+def test_one_seed_that_failed_is_left_out(done):
+    rows = [dict(condition='joint', seed=0, failed='x', seconds=1.) if (r['condition'], r['seed']) == ('joint', 0) else r for r in done]
+    assert compare(Comparison('joint', 'segmenter alone'), rows)['seeds'] == 2
+    assert difference(tables_of(rows, base, arena), 'joint', 'segmenter alone')[0] == pytest.approx(.1)
+
+def test_nothing_at_all(tmp_path):
+    t = reproduce(tmp_path, base, arena=arena, run=False)
+    assert t['rows'] == t['claims'] == [] and (tmp_path/'tables.md').exists() and not list(tmp_path.glob('*.png'))
+
+def test_a_tiny_table_end_to_end_is_the_same_again(tmp_path):
+    "Two conditions, two seeds, really trained; the same figures from the same seeds."
+    few = dict(base=X.replace(base, steps=2), only=['updates'], seeds=2, arena=arena, search=False, device='cpu', say=lambda t: None)
+    a, b = reproduce(tmp_path/'a', **few), reproduce(tmp_path/'b', **few)
+    assert without_time(a['rows']) == without_time(b['rows'])
+    assert {'tables.json', 'tables.md', 'updates.png', 'figure6.png'} <= {p.name for p in (tmp_path/'a').iterdir()}
+    assert reproduce(tmp_path/'a', **dict(few, run=False))['rows'] == a['rows']
+
+def test_stopped_in_the_middle_there_are_tables_of_what_is_done(tmp_path, monkeypatch):
+    n = []
+    def stop(*a):
+        n.append(1)
+        if len(n) == 4: raise KeyboardInterrupt
+        return made_up(*a)
+    monkeypatch.setattr(X, 'run_once', stop)
+    with pytest.raises(KeyboardInterrupt): reproduce(tmp_path, base, ['cooperation'], arena=arena, search=False, say=lambda t: None)
+    assert [(r['condition'], r['seeds']) for r in json.loads((tmp_path/'tables.json').read_text())['rows']] == [('joint', [0, 1, 2])]
