@@ -1,13 +1,22 @@
 """Processes that find PyTorch loaded, and pictures that cost nothing: what makes tests of whole trainings quick."""
 import multiprocessing, os
+from dataclasses import replace
 
-import pytest
+import pytest, torch
 from PIL import Image
 
 from jointseg_nb import commands, fit as room
+from jointseg_nb.data import embedded
+from jointseg_nb.fit import fit
+from jointseg_nb.recipes import recipe
+from jointseg_nb.runs import RunFailed
+
+TINY = recipe('pocket', size=32, crop=32, pad=2, steps=12, clf_batch=3, seg_batch=3, precision='float32')
+QUIET = dict(device='cpu', progress=False, every=4)
+EYES = embedded(20, seed=3, size=32)
 
 context = multiprocessing.get_context('forkserver')
-context.set_forkserver_preload(['jointseg_nb.fit', 'jointseg_nb.commands', 'torch._dynamo'])
+context.set_forkserver_preload(['processes', 'jointseg_nb.export', 'torch._dynamo'])   # this file imports the rest
 
 
 def start(target, *args):
@@ -30,3 +39,25 @@ def plain_pictures(monkeypatch):
     class Picture:
         def savefig(self, path): Image.new('L', (4, 4)).save(path)
     for name in ('picture', 'film_strip'): monkeypatch.setattr(room, name, lambda *_: Picture())
+
+
+def at_step(n, do):
+    "A listener that does something after step n."
+    def listen(row):
+        if row['step'] == n: do()
+    return listen
+
+
+def train_tiny(out, steps, resume):
+    "A training with a checkpoint every 2 steps."
+    torch.set_num_threads(1)
+    fit(None if resume else replace(TINY, steps=steps), out, EYES, resume=resume, checkpoint_every=2, **QUIET)
+
+
+def fill_disk(out, say):
+    "A training that may write no file of more than 200 kB after step 6."
+    import resource
+    torch.set_num_threads(1)
+    fill = at_step(6, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, resource.RLIM_INFINITY)))
+    try: fit(TINY, out, EYES, checkpoint_every=4, listeners=[fill], **QUIET)
+    except RunFailed as e: say.put(str(e))

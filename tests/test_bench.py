@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from jointseg_nb import bench as room, commands
 from jointseg_nb.bench import KINDS, Case, breakdown, groups, limits, load_benchmark, naive_loop, our_trainer, random_batches, ratios, same_step, step_flops, take_turns
 
 TINY = Case(net='small', images=4, side=64, threads=1)
@@ -73,15 +74,27 @@ def test_quick_writes_every_figure(tmp_path):
     assert made['times']['inference']['ours_inference']['parameters'] > 1000 and step['ours']['first'] > 0 and 'of the step: convolutions' in done.stdout
 
 
-def test_what_cannot_compile_is_left_out():
-    said = []
-    found = take_turns(dict(ours=TINY, ours_compiled=replace(TINY, who='nobody')), 1, tell=said.append)
-    assert list(found) == ['ours'] and 'without ours_compiled' in said[0]
+class Stub:
+    "A process of the benchmark that needs none; real ones work in the notebook and in the slow test."
+    def __init__(self, case, job): self.case = case
+    def hear(self):
+        if self.case.who == 'nobody': raise RuntimeError('no compiler')
+        return dict(first=2., parameters=1)
+    def ask(self): return dict(seconds=1.)
+
+
+def test_what_cannot_compile_is_left_out(monkeypatch):
+    said, ended = [], []
+    monkeypatch.setattr(room, 'Worker', Stub), monkeypatch.setattr(room, '_end', ended.append)
+    found = take_turns(dict(ours=TINY, ours_compiled=replace(TINY, who='nobody')), 3, tell=said.append)
+    assert found == dict(ours=dict(first=2., parameters=1, all=[1., 1., 1.])) and 'without ours_compiled' in said[0] and len(ended) == 2
+    with pytest.raises(RuntimeError, match='no compiler'): take_turns(dict(ours=TINY, naive=replace(TINY, who='nobody')), 3, tell=said.append)
+    assert len(ended) == 4    # those who had begun are ended too
 
 
 def test_the_profile_counts_every_microsecond_once():
     "The kinds sum to the time within the step, and each has the work that is known to be there."
-    spent = breakdown(TINY, steps=2)
+    spent = breakdown(TINY, steps=1)
     assert set(spent) == {*KINDS, 'optimisers', 'rest'} and list(spent.values()) == sorted(spent.values(), reverse=True)
     assert all(spent[k] > 0 for k in spent)
     assert spent['convolutions, backward'] + spent['convolutions, forward'] > spent['pooling']
@@ -107,10 +120,9 @@ def test_a_compiled_step_is_ours():
     assert abs(a.clf_loss - b.clf_loss) < 1e-4 and abs(a.seg_loss - b.seg_loss) < 1e-4
 
 
-def test_errors():
-    with pytest.raises(RuntimeError, match='nobody'): take_turns(dict(nobody=replace(TINY, who='nobody')), 1)
-    done = subprocess.run([sys.executable, '-c', 'from jointseg_nb.commands import bench; bench()', '--repeats', '0', '--device', 'cpu'], capture_output=True, text=True)
-    assert done.returncode == 2 and 'repeats=0' in done.stderr
+def test_errors(capsys):
+    with pytest.raises(SystemExit) as e: commands.bench(['--repeats', '0', '--device', 'cpu'])
+    assert e.value.code == 2 and 'repeats=0' in capsys.readouterr().err
 
 
 def test_ratios_are_quotients():

@@ -52,31 +52,31 @@ def through_json(state): return {k: through_json(v) if isinstance(v, dict) else 
 KNOBS = dict(lr=st.floats(0, 0.5), lr_ratio=st.floats(0.01, 100), ratio_on=st.sampled_from(CHOICES['ratio_on']), noise_kind=st.sampled_from(CHOICES['noise_kind']), weight_decay=st.floats(0, 0.01), clip=st.floats(0, 5), label_noise=st.floats(0, 1),
              label_smoothing=st.floats(0, 0.9), focal_gamma=st.floats(0, 5), augment=st.floats(0, 1), agents=st.sampled_from(['both', 'classifier', 'segmenter']),
              seg_every=st.integers(1, 4), meter_every=st.integers(0, 3), switches=st.lists(st.booleans(), min_size=2, max_size=2).map(lambda row: [row]))
-moves = st.lists(st.tuples(st.integers(0, 5), st.sampled_from(sorted(KNOBS)).flatmap(lambda name: st.tuples(st.just(name), KNOBS[name]))), max_size=8)
+moves = st.lists(st.tuples(st.integers(0, 3), st.sampled_from(sorted(KNOBS)).flatmap(lambda name: st.tuples(st.just(name), KNOBS[name]))), max_size=8)
 recipes = st.fixed_dictionaries(dict(update=st.sampled_from(CHOICES['update']), order=st.sampled_from(CHOICES['order']), clf_accumulate=st.sampled_from([1, 2]),
-                                     average=st.sampled_from([0., 0.9]), seg_loss=st.sampled_from(['ce', 'ce+dice', 'focal']), clf_loss=st.sampled_from(['ce', 'ce+focal']), warmup=st.sampled_from([0, 3])))
+                                     average=st.sampled_from([0., 0.9]), seg_loss=st.sampled_from(['ce', 'ce+dice', 'focal']), clf_loss=st.sampled_from(['ce', 'ce+focal']), warmup=st.sampled_from([0, 2])))
 
 
 def test_every_live_knob_is_moved(): assert set(KNOBS) == set(LIVE)
 
 
 @settings(max_examples=25, deadline=None, derandomize=True)
-@given(moves, recipes, st.integers(0, 6))
+@given(moves, recipes, st.integers(0, 4))
 def test_a_run_replays_and_resumes_to_the_last_bit(moves, changes, cut):
     "Knobs moved at random: recipe and log give the same run again; so does a state taken anywhere, through JSON."
     one, reports, state = trainer(**changes), [], None
-    for k in range(6):
+    for k in range(4):
         if k == cut: state = copy.deepcopy(one.state_dict())
         for _, (name, value) in (m for m in moves if m[0] == k): one.knobs.set(**{name: value})
         reports.append(one.step())
     state = state or copy.deepcopy(one.state_dict())
     log = json.loads(json.dumps(one.log))
     again = trainer(**changes)
-    assert losses(replay(again, log, 6)) == losses(reports) and torch.equal(flat(again.eval_model), flat(one.eval_model))
+    assert losses(replay(again, log, 4)) == losses(reports) and torch.equal(flat(again.eval_model), flat(one.eval_model))
     other = trainer(**changes)
     other.load_state_dict(through_json(state))
     rest = []
-    for k in range(cut, 6):
+    for k in range(cut, 4):
         other.knobs.set(**{name: new for step, name, _, new in log if step == k})
         rest.append(other.step())
     assert losses(rest) == losses(reports[cut:]) and torch.equal(flat(other.eval_model), flat(one.eval_model)) and torch.equal(flat(other.model), flat(one.model))
@@ -285,10 +285,10 @@ def test_named_recipes_go_through_json(name):
 
 def test_a_recipe_of_before_reads_as_what_it_did():
     "Fields that are newer than a file mean what was done without them."
-    old = json.loads(recipe_to_json(recipe('pocket')))
+    old = json.loads(recipe_to_json(recipe('pocket', seg_loss='ce')))
     for new in ('rotate', 'labels', 'valid_masks', 'clf_accumulate', 'order', 'seg_every', 'warmup', 'lr_min', 'clip', 'average', 'seg_loss', 'clf_loss', 'clf_weight_power',
                 'label_smoothing', 'focal_gamma', 'patience', 'meter_every'): del old[new]
-    assert recipe_from_json(json.dumps(old)) == recipe('pocket')
+    assert recipe_from_json(json.dumps(old)) == recipe('pocket', seg_loss='ce')
 
 
 def test_the_papers_sizes():

@@ -17,14 +17,13 @@ from jointseg_nb.recipes import recipe
 from jointseg_nb.runs import Run, RunFailed, RunWarning, _json_sha256, pack, read_checkpoint, read_history, unpack, write_checkpoint
 
 import processes
+from processes import EYES, QUIET, TINY, at_step
 
-TINY = recipe('pocket', size=32, crop=32, pad=2, steps=12, clf_batch=3, seg_batch=3, precision='float32')
-QUIET = dict(device='cpu', progress=False, every=4)
 pytestmark = pytest.mark.filterwarnings('ignore:.*the masks are almost all background')   # so they are, after so few steps
 
 
 @pytest.fixture(scope='module')
-def eyes(): return embedded(20, seed=3, size=32)
+def eyes(): return EYES
 
 
 @pytest.fixture(scope='module')
@@ -71,14 +70,9 @@ def assert_whole(out):
     for f in (out/'checkpoints').glob('step-*.json'): read_checkpoint(f)
 
 
-def at_step(n, do):
-    "A listener that does something after step n."
-    def listen(row):
-        if row['step'] == n: do()
-    return listen
-
-
-def press(signum): return lambda: os.kill(os.getpid(), signum)
+def press(signum):
+    "The signal, to this very thread: to the process, it may come some time later."
+    return lambda: signal.raise_signal(signum)
 
 
 def stop_at(n, out, eyes, recipe=TINY, signum=signal.SIGINT, **more):
@@ -180,12 +174,6 @@ def test_the_run_folder_loads_at_any_time(eyes, tmp_path):
 
 # Kills
 
-def child(out, steps, resume):
-    "A training in a process of its own, a checkpoint every 2 steps."
-    torch.set_num_threads(1)
-    fit(None if resume else replace(TINY, steps=steps), out, embedded(20, seed=3, size=32), resume=resume, checkpoint_every=2, **QUIET)
-
-
 def begins(p, history):
     "Wait until a process writes the history, or ends."
     before = history.stat().st_mtime_ns if history.exists() else 0
@@ -196,7 +184,7 @@ def kill_loop(out, kills, steps, chance):
     "Kill a training at random moments, again and again, until it is through; how often it was killed."
     killed, kept = 0, 0
     while True:
-        p = processes.start(child, out, steps, (out/'recipe.json').exists())
+        p = processes.start(processes.train_tiny, out, steps, (out/'recipe.json').exists())
         if killed < kills:
             begins(p, out/'history.csv')
             p.join(chance.uniform(0, 0.5))
@@ -218,7 +206,7 @@ def test_killed_at_any_moment_twenty_times(tmp_path):
     while killed < 20:
         killed += kill_loop(tmp_path/f'{n}', 20 - killed, 40, chance)
         n += 1
-    straight = processes.start(child, tmp_path/'straight', 40, False)
+    straight = processes.start(processes.train_tiny, tmp_path/'straight', 40, False)
     straight.join(240)
     for k in range(n):
         assert_same_run(tmp_path/f'{k}', tmp_path/'straight')
@@ -295,18 +283,9 @@ def test_disk_full_while_a_line_is_written(eyes, straight, tmp_path):
     then_it_goes_on(tmp_path/'a', eyes, straight)
 
 
-def run_small_disk(out, say):
-    "A training that may write no file of more than 200 kB after step 6."
-    import resource
-    torch.set_num_threads(1)
-    fill = at_step(6, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, resource.RLIM_INFINITY)))
-    try: fit(TINY, out, embedded(20, seed=3, size=32), checkpoint_every=4, listeners=[fill], **QUIET)
-    except RunFailed as e: say.put(str(e))
-
-
 def test_disk_full_while_a_checkpoint_is_written(eyes, straight, tmp_path):
     say = processes.context.Queue()
-    p = processes.start(run_small_disk, tmp_path/'a', say)
+    p = processes.start(processes.fill_disk, tmp_path/'a', say)
     text = say.get(timeout=120)
     p.join(60)
     assert 'make room' in text and 'after step 8' in text and 'the checkpoint of step 4 is whole' in text
@@ -389,11 +368,18 @@ def test_collapsing_masks_are_warned_of_once_also_after_a_resume(eyes, tmp_path,
 
 # Checkpoints that cannot be used
 
-@pytest.fixture
-def stopped(eyes, tmp_path):
+@pytest.fixture(scope='module')
+def stopped_once(eyes, tmp_path_factory):
     "A run with checkpoints of steps 4 and 8, stopped after step 8."
-    stop_at(8, tmp_path/'run', eyes, checkpoint_every=4)
-    return tmp_path/'run'
+    out = tmp_path_factory.mktemp('stopped')/'run'
+    stop_at(8, out, eyes, checkpoint_every=4)
+    return out
+
+
+@pytest.fixture
+def stopped(stopped_once, tmp_path):
+    "A copy of it, to be spoilt."
+    return shutil.copytree(stopped_once, tmp_path/'run')
 
 
 def flip(path, at=-1):
