@@ -337,6 +337,23 @@ def test_two_tabs_agree(page, browser, lab, tools):
     page.page.bring_to_front()
     page.until(lambda: page.step > step)
 
+def test_notebook_7_shows_the_same_run(page, browser, lab, tools):
+    pytest.importorskip('notebook')
+    page.pause()
+    seven = tools.Page(browser, lab, page.shots)
+    try:
+        seven.open(lab.url.replace('/doc/tree/', '/notebooks/'))
+        seven.page.wait_for_selector('.jp-NotebookPanel')
+        seven.until(lambda: seven.pictures() and not any(p['blank'] for p in seven.pictures()))
+        assert seven.page.locator('#jp-main-dock-panel').count() == 0 # it is not JupyterLab
+        step = seven.step
+        seven.click('step')
+        for p in (seven, page): p.until(lambda: p.step == step + 1)
+        seven.shot('notebook-7')
+    finally: seven.close()
+    page.page.bring_to_front()
+    page.run()
+
 def test_reload_finds_the_run(page):
     page.until(lambda: 'next step' not in page.text('log'))
     log, step = page.text('log').splitlines()[0], page.step
