@@ -13,6 +13,7 @@ __all__ = ['LARGEST_ODDS', 'SCORE_NAMES', 'confusions', 'confusion', 'overlaps',
 
 # %% ../nbs/15_evaluate.ipynb #0f5d6c85
 from dataclasses import dataclass
+from functools import lru_cache
 
 # %% ../nbs/15_evaluate.ipynb #fff4c3a0
 import numpy as np
@@ -236,6 +237,7 @@ def interval(
     return values.double().nanquantile(torch.tensor([(1 - level)/2, (1 + level)/2], dtype=torch.float64), 0)
 
 # %% ../nbs/15_evaluate.ipynb #5fbb8dd4
+@lru_cache(maxsize=None)
 def t_quantile(
     p,   # probability, above 0 and below 1
     df,  # degrees of freedom, 1 and up

@@ -41,7 +41,7 @@ def real_eyes(
     "Photographs with four kinds of lesions, and whether the eye has retinopathy."
     return read(data, size=size, label='has_dr', classes=LESIONS_4, quiet=True)
 
-# %% ../nbs/36_real.ipynb #1548e507
+# %% ../nbs/36_real.ipynb #fdccc253
 def folds(
     source,     # a `Source`
     among=None, # which of its photographs; None for all
@@ -50,11 +50,10 @@ def folds(
 ):  # list of (training indices, held-out indices)
     "Deal photographs into folds."
     among = range(len(source)) if among is None else torch.as_tensor(among).tolist()
-    of, g = {}, torch.Generator().manual_seed(seed)
+    of, by, g = {}, {}, torch.Generator().manual_seed(seed)
     for i in among: of.setdefault(source.groups[i], []).append(i)
-    worst = lambda members: max(int(source.labels[i]) for i in members)
-    order = sorted((of[k] for k in sorted(of)), key=worst)
-    order = [order[i] for label in sorted({worst(m) for m in order}) for at in [[i for i, m in enumerate(order) if worst(m) == label]] for i in np.array(at)[torch.randperm(len(at), generator=g)]]
+    for k in sorted(of): by.setdefault(max(int(source.labels[i]) for i in of[k]), []).append(of[k])
+    order = [by[label][i] for label in sorted(by) for i in torch.randperm(len(by[label]), generator=g).tolist()]
     hands = [sorted(i for m in order[k::n] for i in m) for k in range(n)]
     return [(torch.tensor(sorted(set(among) - set(h))), torch.tensor(h)) for h in hands]
 
@@ -67,7 +66,7 @@ TRIED = dict(base={}, slower=dict(lr=.03), faster=dict(lr=.3), plain=dict(seg_lo
 TRIED_UNET = dict(base={}, slower=dict(lr=3e-4), faster=dict(lr=3e-3), unweighted=dict(weight_power=0.))
 UNET_LR = 1e-3   # Adam, where its search begins
 
-# %% ../nbs/36_real.ipynb #ea5e4f1e
+# %% ../nbs/36_real.ipynb #f586de24
 def set_up_on(
     recipe,       # a `Recipe`
     source,       # a `Source`
@@ -82,6 +81,7 @@ def set_up_on(
     weights = class_weights(source.masks, source.n_classes, r.weight_power, seg.indices)
     return Setup(source, train, held, Cooperation(model, clf, seg, r, noise, weights, engine))
 
+# %% ../nbs/36_real.ipynb #54bcfda3
 def train_ours(
     recipe, source, train, held, seconds=None, device=None,  # see `set_up_on`; `seconds` is not asked: ours says how long it takes
 ):  # a network to judge, its `Engine`, seconds, steps
@@ -132,7 +132,7 @@ def train_painter(
         steps += 1
     return model, engine, time.perf_counter() - start, steps
 
-# %% ../nbs/36_real.ipynb #a5646f4d
+# %% ../nbs/36_real.ipynb #866a12c8
 def counts_of(
     model, source, held, engine,  # of `train_ours`
 ):  # dict, JSON-able
@@ -141,6 +141,7 @@ def counts_of(
     m = e.metrics()
     return dict(masks=e.masks.tolist(), labels=e.labels.tolist(), overlaps=e.overlaps.tolist(), probabilities=e.probabilities.tolist(), truth=e.truth.tolist(), aupr=m['aupr'], lesion_miou=m['lesion_miou'], iou=m['iou'])
 
+# %% ../nbs/36_real.ipynb #ec499cd2
 def joined(
     rows,    # one for each fold
     source,  # a `Source`, for its names
@@ -150,7 +151,7 @@ def joined(
     each = {k: torch.cat([torch.tensor(r[k]) for r in rows]) for k in ('overlaps', 'probabilities', 'truth')}
     return Evaluation(sums['masks'], sums['labels'], tuple(source.mask_classes), tuple(source.label_names), each['overlaps'].int(), each['probabilities'].float(), each['truth'])
 
-# %% ../nbs/36_real.ipynb #2c4f49d1
+# %% ../nbs/36_real.ipynb #1bc463dc
 def once(
     out,    # the folder of the experiment
     told,   # all that the run depends on, JSON-able
@@ -168,6 +169,7 @@ def once(
             say(f"{time.strftime('%H:%M')} {' '.join(map(str, told[:3]))}: lesions {done[key]['lesion_miou']}, {done[key].get('seconds', 0):.0f} s")
         return done[key]
 
+# %% ../nbs/36_real.ipynb #fe9c7cd3
 def trained(
     how, recipe, source, train, held, seconds=None, device=None,  # `train_ours`, or a function like it
 ):  # dict, JSON-able

@@ -103,9 +103,10 @@ def difference(
     seeds = sorted(a.keys() & b.keys())
     return paired_interval([a[s] for s in seeds], [b[s] for s in seeds]) if seeds else None
 
-# %% ../nbs/35_tables.ipynb #07bea448
+# %% ../nbs/35_tables.ipynb #48ac8f85
 NAMES = dict(miou='mIoU', lesion_miou='lesions', lesion_aupr='AUPR', top1='Top-1', top2='Top-2', binary='binary', kappa='kappa', auc='AUC')
 
+# %% ../nbs/35_tables.ipynb #4b0fa4db
 def percent(s): return '-' if not s else f"{100*s['mean']:.1f}" if s['low'] is None else f"{100*s['mean']:.1f} ({100*s['low']:.1f} to {100*s['high']:.1f})"
 
 def points(k):
@@ -114,7 +115,7 @@ def points(k):
     low, high = k['ci']
     return f"{f*k['difference']:.3g}" + ('' if low is None else f' ({f*low:.3g} to {f*high:.3g})')
 
-# %% ../nbs/35_tables.ipynb #9a5a9dbd
+# %% ../nbs/35_tables.ipynb #a0b55000
 def claims_table(
     tables,  # of `tables_of`
 ):  # str, Markdown
@@ -125,6 +126,7 @@ def claims_table(
         lines.append(f"| **{c['claim']}**: {c['text']} | {c['paper']} | {c['ours']} | {'; '.join(map(points, shown))} | {c['seeds']} | {c['verdict']} |")
     return '\n'.join(lines)
 
+# %% ../nbs/35_tables.ipynb #20f21b3a
 def suite_table(
     tables,  # of `tables_of`
     suite,   # one of `SUITES`
@@ -149,7 +151,7 @@ def as_markdown(
         if table := suite_table(tables, suite): text += [f'## {suite}', '', table, '']
     return '\n'.join(text)
 
-# %% ../nbs/35_tables.ipynb #9913160a
+# %% ../nbs/35_tables.ipynb #a9e3ef41
 COLOURS = {'reproduced': 'tab:green', 'not reproduced': 'tab:red', 'undecided': '0.6'}
 
 def plot_claims(
@@ -164,7 +166,8 @@ def plot_claims(
         ax.plot(np.clip([low, high], -100, 100), [y, y], color=COLOURS[k['verdict']], lw=2); ax.plot(100*k['difference'], y, 'o', ms=4, color=COLOURS[k['verdict']])
     ax.axvline(0, color='0.3', lw=.8)
     ax.set(title='green: reproduced, red: not, grey: undecided', xlabel='difference (points)', yticks=range(len(lines)))
-    ax.set_yticklabels([f"{n}: {k['better']} - {k['worse']}, {k['score']}" for n, k in lines], fontsize=7)
+    half = lambda k: 'half of ' if k['factor'] == .5 else ''
+    ax.set_yticklabels([f"{n}: {half(k)}{k['better']} - {k['worse']}, {k['score']}" for n, k in lines], fontsize=7)
     ax.invert_yaxis()
     return fig
 
@@ -201,7 +204,15 @@ def plot_curves(
     if ax.get_legend_handles_labels()[0]: ax.legend(fontsize=7, frameon=False, ncols=2)
     return fig
 
-# %% ../nbs/35_tables.ipynb #4509a50d
+# %% ../nbs/35_tables.ipynb #9cf5a564
+def _band(ax, x, spreads, label, offset=1.):
+    "Means with their intervals."
+    if not spreads: return
+    mean = np.array([s['mean'] for s in spreads])
+    ends = [[0 if s['low'] is None else abs(s[k] - s['mean']) for s in spreads] for k in ('low', 'high')]
+    ax.errorbar(np.array(x)*offset, mean, ends, marker='o', ms=3, lw=1, capsize=2, label=label)
+
+# %% ../nbs/35_tables.ipynb #b28b3093
 def plot_masks(
     tables,  # of `tables_of`
     score='miou',
@@ -215,13 +226,6 @@ def plot_masks(
     ax.set(title='fewer masks?', xlabel='training masks', ylabel=NAMES[score], xscale='log')
     if ax.get_legend_handles_labels()[0]: ax.legend(fontsize=7, frameon=False)
     return fig
-
-def _band(ax, x, spreads, label, offset=1.):
-    "Means with their intervals."
-    if not spreads: return
-    mean = np.array([s['mean'] for s in spreads])
-    ends = [[0 if s['low'] is None else abs(s[k] - s['mean']) for s in spreads] for k in ('low', 'high')]
-    ax.errorbar(np.array(x)*offset, mean, ends, marker='o', ms=3, lw=1, capsize=2, label=label)
 
 # %% ../nbs/35_tables.ipynb #e4159b8b
 def plot_noise(
@@ -256,7 +260,12 @@ def map_points(
         if d: out.append((r, d, [s and s['mean'] for s in row_of(tables, name)['cosines']]))
     return out
 
-# %% ../nbs/35_tables.ipynb #7e744c9d
+# %% ../nbs/35_tables.ipynb #d4d932ba
+def _map_line(top, low, found, label, offset):
+    _band(top, [r for r, _, _ in found], [dict(mean=m, low=l if np.isfinite(l) else None, high=h) for _, (m, l, h), _ in found], label, offset)
+    if found: low.plot([r for r, _, _ in found], [np.mean([c for c in cosines if c is not None] or [np.nan]) for *_, cosines in found], '.-', lw=1)
+
+# %% ../nbs/35_tables.ipynb #2e271a58
 def plot_map(
     tables,  # of `tables_of`
     score='lesion_miou',
@@ -271,10 +280,6 @@ def plot_map(
     axs[0, 0].set_ylabel(f'joint - alone, {NAMES[score]}'); axs[1, 0].set_ylabel('cosine')
     if axs[0, 0].get_legend_handles_labels()[0]: axs[0, 0].legend(fontsize=7, frameon=False)
     return fig
-
-def _map_line(top, low, found, label, offset):
-    _band(top, [r for r, _, _ in found], [dict(mean=m, low=l if np.isfinite(l) else None, high=h) for _, (m, l, h), _ in found], label, offset)
-    if found: low.plot([r for r, _, _ in found], [np.mean([c for c in cosines if c is not None] or [np.nan]) for *_, cosines in found], '.-', lw=1)
 
 # %% ../nbs/35_tables.ipynb #cd791540
 def figure6(

@@ -1,0 +1,42 @@
+"""JointSeg, its segmenter alone and segmentation_models_pytorch's Unet(resnet34) on real eyes: five folds, the same photographs, the same time.
+
+    python benchmarks/real.py --data PATH --out DIR               # some hours; the same call goes on where it was stopped
+    python benchmarks/real.py --data PATH --out DIR --steps 100 --no-rival
+
+PATH is a folder that `datasets.read` knows, with lesion masks and eyes without retinopathy; the extra `bench` has the rival. Writes DIR/real.json and, with --keep, benchmarks/real.json: scores and intervals, no photographs.
+"""
+import argparse, datetime, json, shlex, sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from jointseg_nb.engine import Engine, facts
+from jointseg_nb.real import REAL, on_real_eyes, real_eyes, real_table
+from jointseg_nb.runs import write_atomic
+from jointseg_nb.tables import processor
+from peers import mend_torchvision
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument('--data', required=True)
+    p.add_argument('--out', required=True)
+    p.add_argument('--steps', type=int, default=REAL.steps)
+    p.add_argument('--threads', type=int, default=torch.get_num_threads())
+    p.add_argument('--no-rival', action='store_true')
+    p.add_argument('--keep', action='store_true', help='write benchmarks/real.json as well')
+    args = p.parse_args()
+    torch.set_num_threads(args.threads)
+    if not args.no_rival:
+        try: mend_torchvision()
+        except ImportError: pass   # then there is no rival either, and `on_real_eyes` says so
+    found = on_real_eyes(args.out, real_eyes(args.data), replace(REAL, steps=args.steps), rivals=not args.no_rival)
+    print(real_table(found))
+    if args.keep:
+        command = ['python', 'benchmarks/real.py', '--data', Path(args.data).name, '--steps', str(args.steps)] + ['--no-rival']*args.no_rival
+        made = dict(date=datetime.date.today().isoformat(), command=shlex.join(command), machine=facts(Engine()) | dict(processor=processor()))
+        write_atomic(Path(__file__).with_suffix('.json'), json.dumps(dict(made=made) | found, indent=1))
+
+
+if __name__ == '__main__': main()
