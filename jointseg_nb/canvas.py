@@ -119,6 +119,7 @@ def _tell_in(self: Talker, seconds):
     self._timer.daemon = True
     self._timer.start()
 
+# %% ../nbs/25_canvas.ipynb #a1625241
 @patch
 def saw(self: Talker,
     painted,  # what the browser says of its last drawing
@@ -127,6 +128,7 @@ def saw(self: Talker,
     with self._lock: self._drawn = max(self._drawn, painted.get('number', 0))
     self.tell()
 
+# %% ../nbs/25_canvas.ipynb #fadf4821
 @patch
 def hear(self: Talker,
     words,  # of a message from the browser

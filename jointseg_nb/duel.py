@@ -62,7 +62,7 @@ def duel_chart(
 ):  # dict, see `canvas.Chart`
     "A score of two runs against their steps."
     series = [line(snap.history, column(snap.history, score), name, colour) for name, snap, colour in (('A', a, '1'), ('B', b, '2'))]
-    return chart(SCORES[score], f'{SCORES[score]} on held-out eyes', series, y_range=[0, 1])
+    return chart(SCORES[score], 'score on held-out eyes', series, y_range=[0, 1])
 
 # %% ../nbs/29_duel.ipynb #989fdcf6
 class Turns:
@@ -121,20 +121,28 @@ class Duel(widgets.VBox):
         linked = [n for n in names if n not in apart(a, b)] if linked is None else linked
         self.sessions, self.turns = (a, b), Turns((a, b))
         self.panels = tuple(classed(s.panel(opened=(), title=t), t.lower()) for s, t in zip((a, b), 'AB'))
-        self.links = {n: classed(widgets.ToggleButton(value=n in linked, description=n.replace('_', ' '), tooltip='Linked: moved in one panel, it moves in both'), 'link', f'link-{n}') for n in names}
-        self.how = classed(widgets.ToggleButtons(options=['at once', 'in turn'], description='steps', tooltips=['Both at once, each as fast as it can', 'One after the other: both are always at the same step']), 'how')
-        self.buttons = {k: classed(widgets.Button(description=w, tooltip=t), f'duel-{k}') for k, w, t in (('run', 'Run both', 'Train both'), ('pause', 'Pause both', 'Rest'), ('reset', 'Reset both', 'Start both over'))}
+        self._make_buttons(names, linked)
         self.said, self.table, self.chart = classed(widgets.HTML(), 'unlike'), classed(widgets.HTML(), 'difference'), classed(Chart(), 'duel-chart')
         self._lay()
         self._tie()
         self.paint(a.snapshot)
 
-    def close(self):
-        "Take both panels away; the sessions go on."
-        if self.comm is None: return
-        self.turns.pause()
-        for p in self.panels: p.close()
-        super().close()
+# %% ../nbs/29_duel.ipynb #ef3d7815
+@patch
+def close(self: Duel):
+    "Take both panels away; the sessions go on."
+    if self.comm is None: return
+    self.turns.pause()
+    for p in self.panels: p.close()
+    widgets.VBox.close(self)
+
+# %% ../nbs/29_duel.ipynb #dca4ba82
+@patch
+def _make_buttons(self: Duel, names, linked):
+    "What concerns both: links, and who steps when."
+    self.links = {n: classed(widgets.ToggleButton(value=n in linked, description=n.replace('_', ' '), tooltip='Linked: moved in one panel, it moves in both'), 'link', f'link-{n}') for n in names}
+    self.how = classed(widgets.ToggleButtons(options=['at once', 'in turn'], description='steps', tooltips=['Both at once, each as fast as it can', 'One after the other: both are always at the same step']), 'how')
+    self.buttons = {k: classed(widgets.Button(description=w, tooltip=t), f'duel-{k}') for k, w, t in (('run', 'Run both', 'Train both'), ('pause', 'Pause both', 'Rest'), ('reset', 'Reset both', 'Start both over'))}
 
 # %% ../nbs/29_duel.ipynb #7393c742
 @patch
@@ -146,6 +154,7 @@ def _lay(self: Duel):
     self.children = [Manners(label='two runs side by side'), top, links, both, classed(widgets.HBox(self.panels), 'pair')]
     classed(self, 'duel').add_class('jointseg')
 
+# %% ../nbs/29_duel.ipynb #47e32524
 @patch
 def _tie(self: Duel):
     "Buttons to both sessions, knobs to each other, and news of either to the table."
@@ -156,6 +165,7 @@ def _tie(self: Duel):
         mine.on_move.append(lambda name, value, other=other: self._passed_on(name, value, other))
         mine.on_paint.append(self.paint)
 
+# %% ../nbs/29_duel.ipynb #073349e8
 @patch
 def _passed_on(self: Duel, name, value, other):
     "A knob that is linked moves in the other panel too."
@@ -176,6 +186,7 @@ def pause(self: Duel):
     self.turns.pause()
     for s in self.sessions: s.pause()
 
+# %% ../nbs/29_duel.ipynb #3134e32b
 @patch
 def reset(self: Duel):
     "Start both over, knobs as they stand."

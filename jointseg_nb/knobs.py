@@ -209,6 +209,7 @@ def show(self: Form,
     finally: self._quiet = False
     self._edited()
 
+# %% ../nbs/27_knobs.ipynb #0616c6ec
 @patch
 def _edited(self: Form, change=None):
     "Say what Apply would change."

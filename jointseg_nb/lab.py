@@ -184,18 +184,9 @@ class Panel(widgets.VBox):
         self._tie()
         self.paint(session.snapshot)
 
-    def close(self):
-        "Take the panel away; the session goes on."
-        if self.comm is None: return
-        painter = self.session._painter
-        if painter and self in painter.panels:
-            painter.panels.remove(self)
-            painter.watch()
-        _discard((*self.children, *self.shelf.cards.values()))
-        super().close()
-
-    @property
-    def wanted(self): return self.shelf.wanted | {w.split(':')[0].replace('probability', 'probabilities') for w in self.eyes.wanted}
+# %% ../nbs/28_lab.ipynb #adc32271
+@patch(as_prop=True)
+def wanted(self: Panel): return self.shelf.wanted | {w.split(':')[0].replace('probability', 'probabilities') for w in self.eyes.wanted}
 
 # %% ../nbs/28_lab.ipynb #cccb744f
 @patch
@@ -242,6 +233,7 @@ def _tie(self: Panel):
     self.parts[3].head.observe(lambda _: self._show_share(), 'value')
     self.eyes.observe(lambda _: self._watch(), 'wanted')
 
+# %% ../nbs/28_lab.ipynb #c5d62a61
 @patch
 def _ask(self: Panel, wish):
     "Pass a wish on; say so if it is refused."
@@ -250,6 +242,7 @@ def _ask(self: Panel, wish):
     except Exception as e: self._complaint = str(e)
     self._say(self.session.snapshot)
 
+# %% ../nbs/28_lab.ipynb #dcc31f61
 @patch
 def complain(self: Panel,
     text,  # what is wrong
@@ -264,6 +257,7 @@ def _preset_chosen(self: Panel, change):
     chosen = PRESETS.get(change.new)
     self.texts['preset-line'].value, self.preset_set.disabled = html.escape(chosen.look_for) if chosen else '', chosen is None
 
+# %% ../nbs/28_lab.ipynb #585f0622
 @patch
 def _uploaded(self: Panel, change):
     "A photograph came from the browser. It goes to the session, and is kept nowhere else: not in the widget, which a notebook may save."
@@ -271,6 +265,7 @@ def _uploaded(self: Panel, change):
         self._ask(lambda: self.session.show_photo(bytes(file['content']), file['name']))
         self.upload.value = ()
 
+# %% ../nbs/28_lab.ipynb #9f5c65fb
 @patch
 def _apply(self: Panel, changes):
     "What the form asks for, in the words of the session."
@@ -279,6 +274,7 @@ def _apply(self: Panel, changes):
     if given.get('device') == 'auto': given['device'] = None
     self._anew(lambda: self.session.apply(**given))
 
+# %% ../nbs/28_lab.ipynb #6f76334e
 @patch
 def _anew(self: Panel, wish):
     "A wish that may begin another run; if one was under way, the new one is too."
@@ -288,6 +284,7 @@ def _anew(self: Panel, wish):
         if running: self.session.run()
     self._ask(ask)
 
+# %% ../nbs/28_lab.ipynb #361659dd
 @patch
 def _watch(self: Panel):
     "What is looked at has changed."
@@ -358,6 +355,7 @@ def paint(self: Panel,
     self.shelf.paint(snap)
     for tell in self.on_paint: tell(snap)
 
+# %% ../nbs/28_lab.ipynb #086f776a
 @patch
 def _say(self: Panel, snap):
     "What changes most often: state, log, errors, buttons and the form."
@@ -386,6 +384,18 @@ def _show_share(self: Panel):
     try: text, said = self.session.to_string(), ''
     except ValueError as e: text, said = '', html.escape(str(e))
     self.share.value, self.copy.text, self.texts['share-said'].value = text, text, said
+
+# %% ../nbs/28_lab.ipynb #5965b689
+@patch
+def close(self: Panel):
+    "Take the panel away; the session goes on."
+    if self.comm is None: return
+    painter = self.session._painter
+    if painter and self in painter.panels:
+        painter.panels.remove(self)
+        painter.watch()
+    _discard((*self.children, *self.shelf.cards.values()))
+    widgets.VBox.close(self)
 
 # %% ../nbs/28_lab.ipynb #59b6cb90
 def _discard(parts):
@@ -432,6 +442,7 @@ def lab_folder(
     here = Path.cwd()
     return (here if here.parts[-2:] == ('runs', 'lab') else here/'runs'/'lab')/(name if place == 1 else f'{name}-{place}')
 
+# %% ../nbs/28_lab.ipynb #a82d684c
 def live(
     name='live',  # any word
     setup='',     # a string of `Session.to_string`, instead of arguments
@@ -445,6 +456,7 @@ def live(
     _SESSIONS[name] = asked, _session(setup, given, [lab_folder(name, n) for n in range(1, 10)] if folder == '' else [folder])
     return _SESSIONS[name][1].run()
 
+# %% ../nbs/28_lab.ipynb #691f2104
 def _session(setup, given, folders):
     "A session in the first folder that no other kernel is using."
     try: return Session.from_string(setup, folder=folders[0], **given) if setup else Session(folder=folders[0], **given)

@@ -97,6 +97,7 @@ def _publish(self: Session, run, **changes):
         for listen in self._listeners: listen()
         return True
 
+# %% ../nbs/24_session.ipynb #8e716496
 @patch(as_prop=True)
 def snapshot(self: Session):
     "The latest `Snapshot`."
@@ -275,6 +276,7 @@ def _ask_for(self: Session, names, wake=True):
 @patch
 def _studied(self: Session): return tuple(w for w in self._watched if w != 'probabilities')
 
+# %% ../nbs/24_session.ipynb #9f0b75c5
 @patch
 def _piece(self: Session, run):
     "A piece of what was asked for at rest."
@@ -390,6 +392,7 @@ def _leave(self: Session, run, state):
     message = dict(finished='the schedule is over: Reset starts a new run', stopped='Run goes on from here')[state]
     return self._end(run, state=state, message=message)
 
+# %% ../nbs/24_session.ipynb #741245b9
 @patch
 def _fail(self: Session, run, error):
     "The end, because of an exception; True if there is a new training to care for."
@@ -397,6 +400,7 @@ def _fail(self: Session, run, error):
         if self._run is run: self.error = error
         return self._end(run, state='failed', message=advice(error, run.recipe), error=f'{type(error).__name__}: {error}')
 
+# %% ../nbs/24_session.ipynb #ee39f108
 @patch
 def _end(self: Session, run, **said):
     with self._cv:
@@ -435,6 +439,7 @@ def pause(self: Session):
     with self._cv: self._mode, self._todo = 'pause', 0; self._cv.notify_all()
     return self
 
+# %% ../nbs/24_session.ipynb #5369606c
 @patch
 def stop(self: Session):
     "End the thread after the step that is under way; `run` goes on from there."
@@ -467,6 +472,7 @@ def _ensure_thread(self: Session):
         _BEGUN.add(self)
     self._cv.notify_all()
 
+# %% ../nbs/24_session.ipynb #4964b931
 @patch
 def prepare(self: Session):
     "Read and build in the background, and wait there for `run`. Returns at once."
@@ -507,6 +513,7 @@ def _step_here(self: Session, run, n):
             self._publish(run, state='paused' if run.built else 'ready', message='interrupted: Run goes on from here')
             raise
 
+# %% ../nbs/24_session.ipynb #2449abfd
 @patch
 def _steps(self: Session, run, n):
     "Build, if that is still to do; then `n` steps, or as many as are left."
@@ -533,6 +540,7 @@ def set(self: Session,
         if self._run.place and self._idle(): self._keep_knobs(self._run)
     return self
 
+# %% ../nbs/24_session.ipynb #3f7513c0
 @patch
 def _check_switches(self: Session, on):
     "The matrix, with what is impossible switched off."
@@ -553,6 +561,7 @@ def apply(self: Session,
         self._replace_run(*new, None if on == self.possible else on, _changed(*self._base, changes, check=False))
     return self
 
+# %% ../nbs/24_session.ipynb #74a1823e
 @patch
 def _replace_run(self: Session, recipe, given, switches, base):
     "Another run; a summary of the one that was there stays."
@@ -563,6 +572,7 @@ def _replace_run(self: Session, recipe, given, switches, base):
     self._begin(recipe, given, switches, runs[:1] + runs[1:][-29:])
     if self._listeners or self._thread: self._ensure_thread()
 
+# %% ../nbs/24_session.ipynb #f551fefe
 @patch
 def reset(self: Session,
     **changes,  # as for `apply`
@@ -623,6 +633,7 @@ def to_string(self: Session):
     "The whole set-up as one short word."
     return setup_string(self.setup_json)
 
+# %% ../nbs/24_session.ipynb #66e5ab8b
 @patch(cls_method=True)
 def from_string(cls: Session,
     text,         # what `to_string` gave, or JSON
@@ -633,6 +644,7 @@ def from_string(cls: Session,
     said = read_setup(text, source)
     return cls(**said | dict(source=said.pop('data')) | given)
 
+# %% ../nbs/24_session.ipynb #aec244fd
 @patch
 def load(self: Session,
     text,  # what `to_string` gave, or JSON

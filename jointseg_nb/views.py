@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['WORDS_STYLE', 'VIEWS', 'page', 'words', 'table', 'bar', 'picture', 'status_view', 'rates_view', 'describe',
-           'log_view', 'eyes_view', 'scores_view', 'beyond_majority', 'running_mean', 'column', 'line', 'markers',
-           'chart', 'recent', 'trend', 'losses_view', 'lesions_view', 'found_words', 'accuracy_view', 'meter_words',
-           'cooperation_view', 'attention_view', 'attention_words', 'noise_words', 'noise_view', 'confusion_view',
-           'calm_view', 'calm_words', 'runs_table', 'runs_view', 'race_view', 'race_words', 'photo_view', 'View']
+           'log_view', 'eyes_view', 'scores_view', 'beyond_majority', 'draw', 'running_mean', 'column', 'line',
+           'markers', 'chart', 'recent', 'trend', 'losses_view', 'lesions_view', 'found_words', 'accuracy_view',
+           'meter_words', 'cooperation_view', 'attention_view', 'attention_words', 'noise_words', 'noise_view',
+           'confusion_view', 'calm_view', 'calm_words', 'runs_table', 'runs_view', 'race_view', 'race_words',
+           'photo_view', 'View']
 
 # %% ../nbs/26_views.ipynb #93c83240
 import base64, html, io
@@ -54,6 +55,7 @@ def table(
     top = ''.join(f'<th scope=col>{words(h)}</th>' for h in head)
     return f'<table><caption>{words(caption)}</caption><thead><tr>{top}</tr></thead><tbody>{"".join(map(line, rows))}</tbody></table>'
 
+# %% ../nbs/26_views.ipynb #ee842f2c
 def bar(
     share,  # 0 to 1; None: nothing to show
     said,   # text: what the bar says
@@ -156,6 +158,7 @@ def scores_view(
     tables = table(f'Held-out eyes at step {snap.scored}', ['score', 'value'], top) + table('IoU of each lesion', ['lesion', 'IoU', 'of 1'], by)
     return page(f'<div class=row>{tables}</div><p>{beyond_majority(s)}</p>')
 
+# %% ../nbs/26_views.ipynb #53047cf9
 def beyond_majority(
     scores,  # of a `Snapshot`
 ):  # str
@@ -164,6 +167,20 @@ def beyond_majority(
     lead = 100*(scores['top1'] - scores['majority'])
     if abs(lead) < 1: return 'The classifier is as often right as somebody who always says the commonest grade.'
     return f"The classifier is right {abs(lead):.0f} points {'more' if lead > 0 else 'less'} often than somebody who always says the commonest grade."
+
+# %% ../nbs/26_views.ipynb #6385aa30
+def draw(
+    spec,  # what a view of charts gives
+):  # a matplotlib `Figure`
+    "A chart as a picture, for notebooks and for paper."
+    from matplotlib.figure import Figure
+    fig = Figure(figsize=(7, 2.6), dpi=72, layout='constrained')
+    ax = fig.subplots()
+    for s in spec['series']: ax.plot(*zip(*s['points']), label=s['name'] or None, ls='--' if s.get('dash') else '-', alpha=s.get('opacity'), lw=s.get('width', 1.8))
+    for m in spec['markers']: ax.axvline(m['x'], color='0.5', ls=':', lw=0.8)
+    ax.set(title=spec['title'], xlabel=spec['x'], ylabel=spec['y'], ylim=spec.get('y_range'))
+    if spec['series']: ax.legend(fontsize=6, loc='upper left', bbox_to_anchor=(1, 1))
+    return fig
 
 # %% ../nbs/26_views.ipynb #ce91053d
 def running_mean(
@@ -175,6 +192,7 @@ def running_mean(
     at = np.arange(1, len(total))
     return ((total[at] - total[np.maximum(at - over, 0)])/np.minimum(at, over)).tolist()
 
+# %% ../nbs/26_views.ipynb #0bb68c6a
 def column(
     rows,  # of a history
     name,  # of a column
@@ -182,6 +200,7 @@ def column(
     "A column of a history."
     return [r.get(name) for r in rows]
 
+# %% ../nbs/26_views.ipynb #81834fa6
 def line(
     rows,      # of a history
     values,    # one a row, None where there is none
@@ -209,6 +228,7 @@ def markers(
         if only is None or c[1] in only: at.setdefault(c[0], []).append(describe(c, levels))
     return [dict(x=x, text='; '.join(said)) for x, said in list(at.items())[-most:]]
 
+# %% ../nbs/26_views.ipynb #28f0fefa
 def chart(
     title, y,    # texts: of the chart, of its y axis
     series,      # list of `line`s; empty ones are left out
@@ -229,6 +249,7 @@ def recent(
     if len(last) < 3: return None
     return float(np.mean(last)), float(2*np.std(last, ddof=1)/len(last)**.5), len(last)
 
+# %% ../nbs/26_views.ipynb #742c0aad
 def trend(
     values,  # floats
 ):  # 'falls', 'rises' or 'stands still'
@@ -264,6 +285,7 @@ def lesions_view(
     whole = line(snap.history, column(snap.history, 'lesion_miou'), 'mean of lesions', 'currentColor', width=2.6)
     return chart('IoU of each lesion', 'IoU on held-out eyes', [whole, *by], markers(snap), found_words(snap.scores.get('iou', {})), y_range=[0, 1])
 
+# %% ../nbs/26_views.ipynb #26238621
 def found_words(
     iou,  # dict: mask class -> IoU, background first
 ):  # str
@@ -343,6 +365,7 @@ def attention_view(
     caption = f'What each map of eye {study.eye + 1} brings, from its least (black) to its most (white); flipped: pixels of the shown eyes that change class when this one switch is flipped'
     return page(f'<p>{attention_words(study)}</p>', table(caption, head, rows))
 
+# %% ../nbs/26_views.ipynb #6f05c592
 def attention_words(
     study,  # an `AttentionStudy`
 ):  # str
@@ -367,6 +390,7 @@ def noise_words(
     fooled = f' Of the {len(wrong)} with a wrong label below the classifier says the truth for {true}, what it was taught for {given}, something else for {len(wrong) - true - given}.' if wrong else ''
     return f'{study.n_wrong} of {study.n} labels are wrong (noise {study.fraction:.2f}, {study.kind}); {back}.{fooled}'
 
+# %% ../nbs/26_views.ipynb #8966fa42
 def noise_view(
     snap,  # a `Snapshot`
 ):  # HTML
@@ -406,6 +430,7 @@ def calm_view(
     series = [line(snap.history, column(snap.history, c), name, str(k)) for k, (c, name) in enumerate(names.items(), 1)]
     return chart('Label noise: grades and masks', 'score on held-out eyes', series, markers(snap, ('label_noise', 'noise_kind')), calm_words(snap), y_range=[0, 1])
 
+# %% ../nbs/26_views.ipynb #f387a496
 def calm_words(
     snap,  # a `Snapshot`
 ):  # str
@@ -468,6 +493,7 @@ def race_view(
     series = [line(r.history, column(r.history, 'lesion_miou'), r.name, str(k), **looks(k)) for k, r in enumerate(runs, 1)]
     return chart('Runs side by side', 'lesion mIoU on held-out eyes', series, (), race_words(series), y_range=[0, 1])
 
+# %% ../nbs/26_views.ipynb #8f20295c
 def race_words(
     series,  # `line`s, this run last
 ):  # str
