@@ -445,7 +445,7 @@ def rows(self: Plan,
     jobs = [self.job(c, s, lr) for c, s, lr in found]
     return [done[j.key] | dict(condition=j.condition.name, seed=j.seed) for j in jobs if j.key in done]
 
-# %% ../nbs/19_experiments.ipynb #29bbd8c1
+# %% ../nbs/19_experiments.ipynb #2752e3ad
 def attempt(
     out,     # the folder of the experiment
     job,     # a `Job`
@@ -454,10 +454,9 @@ def attempt(
     since,   # when this call began
 ):  # bool: was it free?
     "Do a job, unless another worker is at it."
-    lock = FileLock(Path(out)/'claims'/f'{job.key}.lock')
-    try: lock.acquire(timeout=0)
+    try: claim = FileLock(Path(out)/'claims'/f'{job.key}.lock').acquire(timeout=0)
     except Timeout: return False
-    with lock:
+    with claim:
         if job.key in read_runs(out, since): return True
         row = run_once(job.condition, plan.base_of(job.search), plan.arena, job.seed, job.lr, device, job.search)
         keep_run(out, dict(key=job.key, condition=job.condition.name, seed=job.seed, search=job.search, at=time.time()) | row)
