@@ -258,7 +258,7 @@ def kind_of(
     event,  # of the profiler: `name`, and `cpu_parent`, the operation that called it
 ):  # a key of `KINDS`, 'optimisers' or 'rest'
     "What an operation of a step is for."
-    if event.name.startswith('Optimizer.step'): return 'optimisers'
+    if event.name == 'Nesterov.step': return 'optimisers'
     if event.cpu_parent and kind_of(event.cpu_parent) == 'optimisers': return 'optimisers'
     return next((kind for kind, names in KINDS.items() if re.search(names, event.name)), 'rest')
 

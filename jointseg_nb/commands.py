@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['RUN_HELP', 'LIVE_CELL', 'LIVE_TEXT', 'LIVE_FREE', 'LAB_SETTINGS', 'APP_TEMPLATE', 'add_recipe_options',
            'given_fields', 'chosen_recipe', 'exit_code', 'run_command', 'add_reading_options', 'reading_options',
-           'named', 'check_data', 'train_parser', 'resumed_knobs', 'new_training', 'train', 'check_parser', 'check',
-           'predict_parser', 'tiling', 'trained', 'say_who_trained', 'predict', 'evaluate_parser', 'evaluation_set',
-           'evaluate', 'export_parser', 'export', 'bench_parser', 'bench', 'tables_parser', 'check_tables', 'tables',
-           'live_cell', 'live_notebook', 'place_notebook', 'place_settings', 'free_port', 'lab_parser', 'check_lab',
-           'draw_ahead', 'lab', 'place_template']
+           'named', 'check_data', 'train_parser', 'resumed_knobs', 'new_training', 'find_rates', 'say_rates', 'train',
+           'check_parser', 'check', 'predict_parser', 'tiling', 'trained', 'say_who_trained', 'predict',
+           'evaluate_parser', 'evaluation_set', 'evaluate', 'export_parser', 'export', 'bench_parser', 'bench',
+           'tables_parser', 'check_tables', 'tables', 'live_cell', 'live_notebook', 'place_notebook', 'place_settings',
+           'free_port', 'lab_parser', 'check_lab', 'draw_ahead', 'lab', 'place_template']
 
 # %% ../nbs/32_commands.ipynb #9005c82f
 import argparse, json, re, sys, warnings
@@ -80,6 +80,7 @@ def run_command(
     argv=None,  # the command line; None for the process's own
 ):
     "Parse, do, and turn an error that the user can mend into one line and an exit code."
+    parser.error = lambda message: parser.exit(2, f'{parser.prog}: {message}; --help lists the options\n')
     args = parser.parse_args(argv)
     try:
         with plain_warnings(parser.prog): code = do(args)
@@ -135,6 +136,7 @@ def train_parser():
     p.add_argument('--out', required=True, help='the folder of the run')
     p.add_argument('--recipe', help=f"{' or '.join(RECIPES)}, or the path of a recipe.json (default: pocket)")
     p.add_argument('--setup', metavar='STRING', help='the set-up of a live session, as its panel gives it; other options go over it')
+    p.add_argument('--find-rates', action='store_true', help='do not train: raise the learning rate step by step, and plot the loss of each agent against it into that folder')
     p.add_argument('--resume', action='store_true', help='go on with the run in that folder: recipe and data are its own')
     p.add_argument('--overwrite', action='store_true', help='replace an earlier run in that folder')
     p.add_argument('--checkpoint-every', metavar='EVERY', help='steps, or a time such as 90s, 5m, 1h, between two checkpoints (default: 2m; with --resume as before)')
@@ -151,7 +153,7 @@ def resumed_knobs(
     args,  # what argparse made of the command line
 ):  # dict
     "The live options given to a run that goes on; a ValueError for others."
-    for name in ('recipe', 'overwrite', 'setup'):
+    for name in ('recipe', 'overwrite', 'setup', 'find_rates'):
         if getattr(args, name): raise ValueError(f'{name} and resume do not go together: a run that goes on keeps its recipe and its files')
     from jointseg_nb.cooperate import LIVE
     knobs = given_fields(args)
@@ -173,9 +175,40 @@ def new_training(
     knobs = {} if s['switches'] is None else dict(switches=s['switches'])
     return dict(recipe=replace(s['recipe'], **given_fields(args)), data=args.data or [own], label=args.label or s['label'], knobs=knobs)
 
+# %% ../nbs/32_commands.ipynb #aae8df24
+def find_rates(
+    args,   # what argparse made of the command line
+    begun,  # what `new_training` gave
+):  # dict of the rate that each agent may begin with, and the file of the plot
+    "Sweep the rates of the agents of a recipe, and plot their losses."
+    from jointseg_nb.cooperate import AGENTS, plot_sweeps, set_up, sweep_rates
+    from jointseg_nb.fit import load_source
+    from jointseg_nb.runs import check_writable
+    recipe, plot = begun['recipe'], Path(args.out)/'rates.png'
+    check_writable(args.out)
+    source = load_source(args.data or begun.get('data') or 'embedded', recipe, begun.get('label') or args.label or 'auto', progress=sys.stderr.isatty(), **reading_options(args) or {})
+    trainer = set_up(recipe, source, args.device).trainer
+    sweeps = [sweep_rates(trainer, agent) for agent in AGENTS[recipe.agents] if agent in trainer.able]
+    plot.parent.mkdir(parents=True, exist_ok=True)
+    plot_sweeps(*sweeps).savefig(plot)
+    return {dict(clf='classifier', seg='segmenter')[s.agent]: s.suggested for s in sweeps} | dict(plot=str(plot))
+
+def say_rates(
+    found,  # what `find_rates` gave
+):
+    "The rates as options for the next command."
+    clf, seg = found.get('classifier'), found.get('segmenter')
+    for agent in ('classifier', 'segmenter'): agent in found and print(f'{agent}: begin at {found[agent]:.2g}')
+    both = f', which is --ratio-on agent --lr-ratio {clf/seg:.2g}' if clf and seg else ''
+    print(f'--lr {seg or clf:.2g}{both}; the losses are plotted in {found["plot"]}')
+
+# %% ../nbs/32_commands.ipynb #53df2421
 def _train(args):
     check_data(args.data)
     begun = dict(recipe=None, knobs=resumed_knobs(args)) if args.resume else new_training(args)
+    if args.find_rates:
+        found = find_rates(args, begun)
+        return print(json.dumps(dict(event='rates') | found)) if args.json else say_rates(found)
     from jointseg_nb.fit import fit, json_lines
     metrics = fit(**dict(data=args.data, label=args.label) | begun, out=args.out, device=args.device, overwrite=args.overwrite, every=args.every, resume=args.resume, log=args.log,
                   checkpoint_every=args.checkpoint_every, reading=reading_options(args), listeners=[json_lines] if args.json else [])

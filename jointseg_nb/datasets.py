@@ -23,7 +23,7 @@ from PIL import Image
 
 from .cache import default_cache, prepare
 from .data import LABELS, Source
-from .fundus import GRADES, LESIONS
+from .fundus import LESIONS
 from .photos import Entry, Preparation, Problem, ProblemsError, class_colors, class_name, class_table
 
 # %% ../nbs/07_datasets.ipynb #4971fa58

@@ -14,7 +14,6 @@ from pathlib import Path
 
 # %% ../nbs/11_recipes.ipynb #0b81ffd1
 from fastcore.basics import patch
-from fastcore.docments import docments
 
 # %% ../nbs/11_recipes.ipynb #edc3c32b
 @dataclass(frozen=True)
@@ -218,6 +217,7 @@ GROUPS = dict(photographs=PhotographFields, network=NetworkFields, turns=TurnFie
 
 def field_comments():
     "What every field of `Recipe` means: a dict."
+    from fastcore.docments import docments   # a tenth of a second, and only for those who ask
     said = {k: v for group in GROUPS.values() for k, v in docments(group).items() if v}
     return {f.name: said.get(f.name, '') for f in fields(Recipe)}
 

@@ -16,7 +16,7 @@ QUIET = dict(device='cpu', progress=False, every=4)
 EYES = embedded(20, seed=3, size=32)
 
 context = multiprocessing.get_context('forkserver')
-context.set_forkserver_preload(['processes', 'jointseg_nb.export', 'torch._dynamo'])   # this file imports the rest
+context.set_forkserver_preload(['processes', 'jointseg_nb.export'])   # this file imports the rest
 
 
 def start(target, *args):

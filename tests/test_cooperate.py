@@ -1,13 +1,14 @@
 """The trainer: knobs that replay, states that resume, and every reading of the paper, on a network of a few thousand weights."""
-import copy, json
+import copy, json, os, subprocess, sys
 from dataclasses import fields, replace
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
 from jointseg_nb.agents import JointSeg
-from jointseg_nb.cooperate import LIVE, Cooperation, collapse_warning, make_streams, parts, polynomial, replay, set_up, stalled, sweep_rates
+from jointseg_nb.cooperate import LIVE, Cooperation, Nesterov, collapse_warning, make_streams, parts, polynomial, replay, set_up, stalled, sweep_rates
 from jointseg_nb.data import Source, embedded
 from jointseg_nb.engine import Engine
 from jointseg_nb.noise import PartialRandomLabels
@@ -55,6 +56,32 @@ KNOBS = dict(lr=st.floats(0, 0.5), lr_ratio=st.floats(0.01, 100), ratio_on=st.sa
 moves = st.lists(st.tuples(st.integers(0, 3), st.sampled_from(sorted(KNOBS)).flatmap(lambda name: st.tuples(st.just(name), KNOBS[name]))), max_size=8)
 recipes = st.fixed_dictionaries(dict(update=st.sampled_from(CHOICES['update']), order=st.sampled_from(CHOICES['order']), clf_accumulate=st.sampled_from([1, 2]),
                                      average=st.sampled_from([0., 0.9]), seg_loss=st.sampled_from(['ce', 'ce+dice', 'focal']), clf_loss=st.sampled_from(['ce', 'ce+focal']), warmup=st.sampled_from([0, 2])))
+
+
+@pytest.mark.parametrize('momentum', [0., 0.9])
+def test_nesterov_is_that_of_pytorch(momentum):
+    "To the last bit, over twenty steps at rates that change; a weight without gradient stays."
+    one, other = trainer().model, trainer().model
+    groups = lambda m: [list(m.encoder.parameters()), list(m.classifier.parameters())]
+    own, theirs = Nesterov(groups(one), momentum), torch.optim.SGD([dict(params=g) for g in groups(other)], lr=0., momentum=momentum, nesterov=momentum > 0)
+    draw, idle = torch.Generator().manual_seed(0), groups(one)[1][0]
+    for k in range(20):
+        for p, q in zip(sum(groups(one), []), sum(groups(other), [])): p.grad = q.grad = None if p is idle else torch.randn(p.shape, generator=draw)
+        own.step([0.1/(k + 1), 0.02])
+        for g, rate in zip(theirs.param_groups, (0.1/(k + 1), 0.02)): g['lr'] = rate
+        theirs.step()
+    assert torch.equal(flat(one), flat(other)) and idle not in own.past
+
+
+def test_a_training_does_not_load_the_compiler():
+    "It takes a second, for which the first masks would wait."
+    code = '''import sys
+from test_cooperate import trainer
+t = trainer(average=0.9, clip=1.)
+t.step()
+print('torch._dynamo' in sys.modules)'''
+    done = subprocess.run([sys.executable, '-c', code], cwd=Path(__file__).parent, env=os.environ | dict(PYTHONPATH=os.pathsep.join(sys.path)), capture_output=True, text=True)
+    assert done.stdout.strip() == 'False', done.stderr
 
 
 def test_every_live_knob_is_moved(): assert set(KNOBS) == set(LIVE)

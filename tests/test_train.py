@@ -123,12 +123,29 @@ def test_an_earlier_run_is_kept(run, folder, capsys):
     (['--recipe', 'nowhere.json'], 'nowhere.json'),
     (['--checkpoint-every', 'often'], "checkpoint_every='often'"),
     (['--every', '0'], 'every=0'),
+    (['--norm', 'layer'], "choose from"),
+    (['--lr', 'fast'], "invalid float value: 'fast'"),
     (['--resume'], 'holds no run to resume')])
 def test_what_is_wrong_is_one_line_before_any_work(args, said, tmp_path, folder, capsys):
     data = [] if '--data' in args else ['--data', folder]
     code, text = refused(capsys, '--out', tmp_path/'run', *TINY, *data, *args) if args != ['--resume'] else refused(capsys, '--out', tmp_path/'run', '--resume')
     assert code == 2 and said in text and text.count('\n') == 1
     assert not (tmp_path/'run').exists()
+
+
+def test_rates_are_found_before_a_training(folder, tmp_path, capsys):
+    "The plot, a rate for each agent that trains, and nothing that would be in the way of the run."
+    args = ['--data', folder, '--out', tmp_path/'run', *TINY, '--cache', 'off']
+    commands.train([str(a) for a in [*args, '--find-rates', '--json']])
+    said = json.loads(capsys.readouterr().out)
+    assert said['event'] == 'rates' and 0 < said['classifier'] <= 3 and 0 < said['segmenter'] <= 3
+    assert [f.name for f in (tmp_path/'run').iterdir()] == ['rates.png'] and Image.open(said['plot']).width > 300
+    commands.train([str(a) for a in [*args, '--find-rates', '--agents', 'segmenter']])
+    assert 'segmenter: begin at' in (text := capsys.readouterr().out) and '--lr ' in text and 'classifier' not in text
+    commands.train([str(a) for a in [*args, '--steps', 1]])
+    assert (tmp_path/'run'/'metrics.json').exists() and (tmp_path/'run'/'rates.png').exists()
+    code, said = refused(capsys, '--out', tmp_path/'run', '--resume', '--find-rates')
+    assert code == 2 and 'find_rates and resume do not go together' in said
 
 
 def test_a_wrong_option_needs_no_pytorch(tmp_path):
