@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['OF_MASKS', 'OF_GRADES', 'TAUGHT', 'NAMES', 'COLOURS', 'LINES', 'FAST', 'spread', 'summary', 'finite', 'processor',
-           'tables_of', 'row_of', 'difference', 'percent', 'points', 'claims_table', 'suite_table', 'as_markdown',
-           'plot_claims', 'plot_suite', 'plot_curves', 'plot_masks', 'plot_noise', 'map_points', 'plot_map', 'figure6',
-           'judged_by', 'write_tables', 'reproduce']
+           'tables_of', 'row_of', 'difference', 'percent', 'points', 'claims_table', 'in_words', 'verdict_page',
+           'suite_table', 'as_markdown', 'plot_claims', 'plot_suite', 'plot_curves', 'plot_masks', 'plot_noise',
+           'map_points', 'plot_map', 'figure6', 'judged_by', 'write_tables', 'reproduce']
 
 # %% ../nbs/35_tables.ipynb #983c15dc
 import json, platform, time
@@ -125,6 +125,25 @@ def claims_table(
         shown = [k for k in c['comparisons'] if 'verdict' in k]
         lines.append(f"| **{c['claim']}**: {c['text']} | {c['paper']} | {c['ours']} | {'; '.join(map(points, shown))} | {c['seeds']} | {c['verdict']} |")
     return '\n'.join(lines)
+
+# %% ../nbs/35_tables.ipynb #856aee8b
+def in_words(
+    k,  # a comparison of `verdicts`
+):  # str
+    "A comparison as a line."
+    worse = k['worse'] if isinstance(k['worse'], str) else f"{k['worse']:g}"
+    what = f"{'half of ' if k['factor'] == .5 else ''}{k['better']} against {worse}, {NAMES.get(k['score'], k['score'])}"
+    return f"- {what}: not measured" if 'verdict' not in k else f"- {what}: {k['ours']:.3g} and {k['theirs']:.3g}, difference {points(k)}{', no loss claimed' if k['no_loss'] else ''}: {k['verdict']}"
+
+def verdict_page(
+    tables,  # of `tables_of`
+):  # str, Markdown
+    "Every claim, and all that was compared for it."
+    text = ['# Verdicts', '', 'Differences in points of a hundred (of `masks`: in doublings), with their 95% interval over seeds.', '']
+    for c in tables['claims']:
+        text += [f"## {c['claim']}: {c['verdict']}", '', f"{c['text'][0].upper()}{c['text'][1:]} (the paper: {c['paper']}; {c['seeds']} seeds).", '', *map(in_words, c['comparisons']), '']
+        if c['also']: text += ['Beside it:', '', *map(in_words, c['also']), '']
+    return '\n'.join(text)
 
 # %% ../nbs/35_tables.ipynb #20f21b3a
 def suite_table(
@@ -307,16 +326,17 @@ def judged_by(
     few = {f'{n}, {m} masks' for c in claims for k in c.comparisons if k.score == 'masks' for n in (k.better, k.worse) for m in MASKS}
     return [c for c in conditions() if c.name in names | few]
 
-# %% ../nbs/35_tables.ipynb #a1b628e5
+# %% ../nbs/35_tables.ipynb #c28cf4d0
 def write_tables(
     out,     # the folder of the experiment
     tables,  # of `tables_of`
     arena,   # the `Arena`
 ):
-    "Write tables.json, tables.md and the pictures."
+    "Write tables.json, tables.md, verdicts.md and the pictures."
     out = Path(out)
     write_atomic(out/'tables.json', json.dumps(tables, indent=1))
     write_atomic(out/'tables.md', as_markdown(tables))
+    write_atomic(out/'verdicts.md', verdict_page(tables))
     pictures = {s: (plot_suite, s) for s in SUITES if s != 'map' and sum(row_of(tables, c.name) is not None for c in SUITES[s]) > 1}
     if tables['claims']: pictures |= dict(claims=(plot_claims,), convergence=(plot_curves,), few_masks=(plot_masks,), random_labels=(plot_noise,), map=(plot_map,))
     for name, (plot, *more) in pictures.items(): plot(tables, *more).savefig(out/f'{name}.png', dpi=110)

@@ -6,7 +6,7 @@ from torch import nn
 from jointseg_nb import real as R
 from jointseg_nb.data import embedded
 from jointseg_nb.evaluate import evaluate
-from jointseg_nb.real import REAL, TRIED, TRIED_UNET, cross_validate, folds, joined, on_real_eyes, real_table, scores_of, train_painter, unet
+from jointseg_nb.real import REAL, TRIED, TRIED_UNET, cross_validate, folds, joined, on_real_eyes, real_table, scores_of, train_other, unet
 from jointseg_nb.recipes import Recipe
 
 small = replace(REAL, size=64, crop=64, pad=6, seg_batch=2, clf_batch=2, precision='float32', steps=2)
@@ -33,15 +33,15 @@ def test_all_tries_are_recipes():
 
 def test_folds_together_are_what_one_evaluation_of_all_would_be(eyes):
     torch.manual_seed(0)
-    model = R.Painter(nn.Conv2d(3, eyes.n_classes, 3, padding=1), eyes.n_classes, eyes.n_labels).eval()
+    model = R.OtherSegmenter(nn.Conv2d(3, eyes.n_classes, 3, padding=1), eyes.n_classes, eyes.n_labels).eval()
     rows = [R.counts_of(model, eyes, held, None) | dict(seconds=1., steps=1) for _, held in folds(eyes)]
     whole, parts = evaluate(model, eyes).metrics(), joined(rows, eyes).metrics()
     assert all(parts[k] == whole[k] for k in ('iou', 'dice', 'lesion_miou', 'confusion'))
     s = scores_of(rows, eyes)
     assert s['folds'] == 5 and s['iou']['background'][1] <= s['iou']['background'][0] <= s['iou']['background'][2] and json.dumps(s)
 
-def test_a_painter_takes_its_time_and_leaves_our_chance_alone(eyes):
-    model, _, seconds, steps = train_painter(nn.Conv2d(3, eyes.n_classes, 1), replace(small, lr=.01), eyes, *folds(eyes)[0], seconds=.3, device='cpu')
+def test_another_segmenter_takes_its_time_and_leaves_our_chance_alone(eyes):
+    model, _, seconds, steps = train_other(nn.Conv2d(3, eyes.n_classes, 1), replace(small, lr=.01), eyes, *folds(eyes)[0], seconds=.3, device='cpu')
     assert .3 <= seconds < 3 and steps >= 1 and not model.net.bias.isnan().any()
     before = torch.get_rng_state()
     assert torch.equal(R._seeded(nn.Linear, 3, 2, 2).weight, R._seeded(nn.Linear, 3, 2, 2).weight)

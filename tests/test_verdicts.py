@@ -54,6 +54,8 @@ def test_every_claim_gets_a_verdict_and_everything_a_picture(done, tmp_path):
     T.write_tables(tmp_path, t, arena)
     assert {p.stem for p in tmp_path.glob('*.png')} == set(SUITES) | {'claims', 'convergence', 'few_masks', 'random_labels'}
     assert plot_map(t).axes[0].lines and plot_noise(t).axes[0].lines and plot_masks(t).axes[0].lines and plot_curves(t).axes[0].lines
+    page = (tmp_path/'verdicts.md').read_text()
+    assert all(f'## {c.name}: ' in page for c in CLAIMS) and 'joint against UNet, pre-trained, equal work, mIoU' in page and not re.search(r'\b(inf|nan|None)\b', page)
     text = as_markdown(t)
     assert '| joint | 3 |' in text and not re.search(r'\b(inf|nan|None)\b', text)
     for suite in SUITES: assert f'\n## {suite}\n' in text
