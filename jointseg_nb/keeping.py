@@ -8,7 +8,6 @@ __all__ = ['copied', 'ready_mark', 'beside', 'all_finite', 'film_state', 'film_f
 
 # %% ../nbs/23_keeping.ipynb #0b72ccea
 import json, threading, time, warnings, weakref
-from base64 import b64decode, b64encode
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import asdict, replace
@@ -69,6 +68,7 @@ def film_state(
     data = bytearray(b''.join(f.packed for f in film))
     return dict(frames=json.dumps(rows), bytes=torch.frombuffer(data, dtype=torch.uint8) if data else torch.zeros(0, dtype=torch.uint8))
 
+# %% ../nbs/23_keeping.ipynb #a97cc875
 def film_from(
     state,  # what `film_state` gave
 ):  # tuple of `looks.Frame`
@@ -84,16 +84,14 @@ def summary_to_dict(
     s,  # a `RunSummary`
 ):  # dict, JSON-able
     "A summary as plain values."
-    frame = s.frame and dict(step=s.frame.step, packed=b64encode(s.frame.packed).decode(), shape=s.frame.shape, grades=s.frame.grades)
-    return dict(name=s.name, recipe=asdict(s.recipe), data=s.data, differs=s.differs, step=s.step, history=[dict(r) for r in s.history], changes=s.changes, best=dict(s.best), scores=dict(s.scores), frame=frame)
+    return asdict(replace(s, history=[dict(r) for r in s.history], scores=dict(s.scores)))
 
+# %% ../nbs/23_keeping.ipynb #0041adf7
 def summary_from_dict(
     d,  # what `summary_to_dict` gave
 ):  # a `RunSummary`
     "The summary again."
-    f = d['frame']
-    frame = f and Frame(f['step'], b64decode(f['packed']), tuple(f['shape']), tuple(f['grades']))
-    return RunSummary(**d | dict(recipe=Recipe(**d['recipe']), history=tuple(d['history']), changes=tuple(map(tuple, d['changes'])), frame=frame))
+    return RunSummary(**d | dict(recipe=Recipe(**d['recipe']), history=tuple(d['history']), changes=tuple(map(tuple, d['changes']))))
 
 # %% ../nbs/23_keeping.ipynb #cf9c83d8
 class FolderBusy(ValueError):
@@ -156,6 +154,7 @@ def newest(self: Keeper,
         if asked is None or begun.get('asked') == asked: return run, begun
     return None
 
+# %% ../nbs/23_keeping.ipynb #038f6114
 @patch
 def begin(self: Keeper,
     recipe,  # a `Recipe`
@@ -172,6 +171,7 @@ def begin(self: Keeper,
     self.runs.append(run.path)
     return run
 
+# %% ../nbs/23_keeping.ipynb #bed47216
 @patch
 def leave(self: Keeper,
     run,      # a `Run` that is over
@@ -267,6 +267,7 @@ def _as_begun(found, given):
     else: kept = kept | dict(data=given.data)
     return read_recipe(run.path/'recipe.json'), replace(given, **kept)
 
+# %% ../nbs/23_keeping.ipynb #aef67506
 @patch
 def release(self: Kept):
     "Stop, and let go of the folder; the session can be looked at, but what it does from now on is not kept."
@@ -336,6 +337,7 @@ def _note(self: Kept, run, report, rest):
     run.lines.append(history_row(report, run.setup.trainer, run.seconds, scores))
     if not rest and run.keeping.due() and not run.writing: self._keep(run)
 
+# %% ../nbs/23_keeping.ipynb #d4c30eaf
 @patch
 def _keep(self: Kept, run):
     "Have a checkpoint written; the future of it."

@@ -85,6 +85,7 @@ class Frame:
         "The label maps, (n,H,W) uint8."
         return np.frombuffer(zlib.decompress(self.packed), np.uint8).reshape(self.shape)
 
+# %% ../nbs/20_looks.ipynb #65cdb2c0
 def make_frame(
     look,  # a `Look`
 ):  # a `Frame`
@@ -232,10 +233,10 @@ def _sample(noise, indices, n):
     order = indices[noise.u[indices].argsort()]
     return order[torch.linspace(0, len(order) - 1, min(n, len(order))).round().long()]
 
-def _crops(source, indices, crop):
-    "Centre crops as the network sees them, (n,3,crop,crop) uint8."
-    rows, cols = Augment(crop=crop, strength=0.).window(torch.zeros(len(indices), 7), *source.images.shape[2:])
-    return take_window(take_rows(source.images, indices).cpu(), rows, cols, fill=0)
+def _crops(images, crop):
+    "Centre crops of (n,3,H,W) photographs as the network sees them, (n,3,crop,crop) uint8."
+    rows, cols = Augment(crop=crop, strength=0.).window(torch.zeros(len(images), 7), *images.shape[2:])
+    return take_window(images.cpu(), rows, cols, fill=0)
 
 # %% ../nbs/20_looks.ipynb #c702d03f
 def noise_study(
@@ -258,7 +259,7 @@ def noise_study(
 # %% ../nbs/20_looks.ipynb #1f693527
 def _said(trainer, source, few, given, side):
     "What is true of a few photographs, what is taught, what is said."
-    crops, noise = _crops(source, few, trainer.recipe.crop), trainer.noise
+    crops, noise = _crops(take_rows(source.images, few), trainer.recipe.crop), trainer.noise
     true, taught, said = noise.labels[few], given[few], _graded(trainer, crops).argmax(1)
     words = {k: tuple(source.label_names[i] for i in v.tolist()) for k, v in dict(true=true, given=taught, said=said).items()}
     return words | dict(names=tuple(source.names[i] for i in few.tolist()), thumbs=_thumbs(crops, side),
@@ -285,6 +286,7 @@ class Photo:
     full: tuple        # (width, height) of the file, px
     notes: tuple = ()  # what is worth knowing of it
 
+# %% ../nbs/20_looks.ipynb #bf6df994
 def open_photo(
     data,  # bytes of an image file
     name,  # of the file
@@ -320,6 +322,7 @@ class PhotoLook:
     probabilities: tuple        # of each grade; empty where nobody learns to grade
     note: str                   # what is worth knowing
 
+# %% ../nbs/20_looks.ipynb #54919a83
 def photo_look(
     trainer,      # a `Cooperation`, between two steps
     photo,        # what `open_photo` gave, at the size of the trainer's recipe
@@ -328,13 +331,8 @@ def photo_look(
     "What both agents say of a photograph from outside now."
     size, crop = trainer.recipe.size, trainer.recipe.crop
     if photo.image.shape[0] != size: raise ValueError(f'photo has {photo.image.shape[0]} px, the network was trained at {size}; open it with size={size}')
-    image = _crops(_AsSource(photo), torch.tensor([0]), crop).permute(0, 2, 3, 1)
+    image = _crops(torch.tensor(photo.image).permute(2, 0, 1)[None], crop).permute(0, 2, 3, 1)
     seen = look(trainer, image, label_names, probabilities=False)
     chances = () if seen.grade_probabilities is None else tuple(seen.grade_probabilities[0].tolist())
     note = '; '.join((f'{photo.full[0]} x {photo.full[1]} px in the file, {crop} x {crop} px here, as the network sees it', *photo.notes))
     return PhotoLook(photo.name, trainer.step_done, frozen(image[0]), seen.masks[0], tuple(label_names), chances, note)
-
-# %% ../nbs/20_looks.ipynb #ead6dde7
-class _AsSource:
-    "A photograph where the photographs of a source are expected."
-    def __init__(self, photo): self.images = torch.tensor(photo.image).permute(2, 0, 1)[None]

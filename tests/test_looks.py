@@ -219,7 +219,7 @@ def test_a_noise_study_against_labels_looked_up_one_by_one(source, kind, fractio
     t.knobs.set(noise_kind=kind); t.read_knobs()
     study, names = noise_study(t, source, n=9), list(source.label_names)
     learns = t.streams['clf'].indices.tolist()
-    other = PartialRandomLabels(source.labels, 5, seed=t.recipe.seed, kind=kind).wrong
+    other = PartialRandomLabels(source.labels, 5, seed=t.recipe.seed, kind=kind).random()
     assert study.kind == kind
     taught = [int(other[i]) if t.noise.u[i] < fraction else int(source.labels[i]) for i in learns]
     assert (study.n, study.n_wrong) == (len(learns), sum(a != int(source.labels[i]) for a, i in zip(taught, learns)))

@@ -174,12 +174,11 @@ def test_apply_keeps_the_old_run_in_the_table(source):
     runs = session.snapshot.runs
     assert len(runs) == 1 and runs[0].name == 'run 1' and runs[0].step == 2 and runs[0].recipe == SMALL
     assert [r['step'] for r in runs[0].history] == [1, 2] and (0, 'lr_ratio', 0.1, 2.0) in runs[0].changes
-    assert np.array_equal(runs[0].frame.masks, first.masks)
     snap = session.step()
     assert snap.step == 1 and snap.masks.shape == (4, 32, 32) and snap.values['lr_ratio'] == 2. and snap.values['label_noise'] == 0.5
     assert snap.recipe.crop == 32 and snap.film[0].step == 0 and len(snap.film) == 2
     session.reset()
-    assert 'crop 64 → 32' in session.snapshot.runs[1].differs
+    assert [r.recipe.crop for r in session.snapshot.runs[:2]] == [64, 32]
     session.reset()   # nothing was done: nothing to keep
     assert len(session.snapshot.runs) == 2
 

@@ -41,7 +41,7 @@ def full(steps=300, side=64, grades=GRADES, lesions=LESIONS, name='mine.png', n_
     "A snapshot in which everything is there; photographs of pure noise, the worst for any packing."
     r, masks = recipe('pocket'), rng.integers(0, 7, (4, side, side)).astype(np.uint8)
     shown = Shown(rng.integers(0, 256, (4, side, side, 3)).astype(np.uint8), masks, (grades[0], None, *grades[1:3]), tuple(lesions), LESION_COLORS)
-    old = [RunSummary(f'run {k + 1}', replace(r, lr=0.1*(k + 1)), 'embedded eyes', '', 100, history(100, level=0.1*k % 0.9), (), best_row(history(100, level=0.1*k % 0.9)), scores) for k in range(n_runs)]
+    old = [RunSummary(f'run {k + 1}', replace(r, lr=0.1*(k + 1)), 'embedded eyes', 100, history(100, level=0.1*k % 0.9), (), best_row(history(100, level=0.1*k % 0.9)), scores) for k in range(n_runs)]
     changes = ((5, 'lr', 0.2, 0.1), (9, 'label_noise', 0., 0.8), (9, 'agents', 'both', 'segmenter'))
     photo = PhotoLook(name, 300, rng.integers(0, 256, (side, side, 3)).astype(np.uint8), masks[0], tuple(grades), (0.1, 0.2, 0.4, 0.2, 0.1), 'shrunk')
     return Snapshot(state='paused', message=name, remark=name, step=steps, total=600, recipe=r, data='embedded eyes', history=history(steps), scores={**scores, 'iou': dict(zip(lesions, scores['iou'].values()))}, scored=steps,
