@@ -293,6 +293,16 @@ def test_export_writes_by_the_ending(tmp_path, monkeypatch, capsys):
     assert ends(commands.export, ['pretrained', tmp_path/'m.pt2']) == 0 and 'm.pt2' in capsys.readouterr().out
     assert ends(commands.export, ['pretrained', tmp_path/'m.pth']) == 2 and '.onnx or .pt2' in capsys.readouterr().err
 
+def test_a_photograph_that_is_not_there_is_said_before_any_work(tmp_path, capsys):
+    assert ends(commands.predict, ['pretrained', tmp_path/'none.jpg', '--out', tmp_path/'out']) == 2
+    assert "none.jpg' is not there" in capsys.readouterr().err and not (tmp_path/'out').exists()
+
+@pytest.mark.skipif(not Path('/dev/full').is_char_device(), reason='no /dev/full here')
+def test_a_full_disk_is_no_mistake_of_the_caller(capsys):
+    data = Path(__file__).parent.parent/'data'
+    assert ends(commands.evaluate, ['pretrained', '--data', data, '--cache', 'off', '--out', '/dev/full', '--device', 'cpu']) == 1
+    assert 'make room' in capsys.readouterr().err
+
 def test_help_does_not_wait_for_torch():
     code = "import sys; from jointseg_nb import commands as c; [p().format_help() for p in (c.predict_parser, c.evaluate_parser, c.export_parser)]; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.strip() == 'False'
