@@ -81,7 +81,7 @@ class Shelf(widgets.VBox):
         changed=None, # called when a tab is opened or closed
     ):
         super().__init__()
-        self.views, self._snap, self._pace, self._changed = {v.name: v for v in views}, None, Pace(0.02), changed or (lambda: None)
+        self.views, self._snap, self._pace, self._changed = {v.name: v for v in views}, None, Pace(0.01), changed or (lambda: None)
         self.tabs = {v.name: classed(widgets.ToggleButton(value=v.name in opened, description=v.title, tooltip=v.question), f'tab-{v.name}') for v in views}
         self.cards = {v.name: _card(v, beside.get(v.name)) for v in views}
         for name, tab in self.tabs.items(): tab.observe(lambda change, name=name: self._turn(name), 'value')

@@ -68,7 +68,7 @@ class _Training:
     def done(self): return self.built and self.setup.trainer.step_done >= self.recipe.steps
 
 # %% ../nbs/24_session.ipynb #74944095
-LOOKING = 0.015   # share of the time for all looking together
+LOOKING = 0.01    # share of the time for all looking together
 SCORING = 0.05    # share of the time for the scores on held-out eyes
 KEEPING = 0.01    # share of the time for checkpoints,
 EVERY = 20.       # of which there is one in so many seconds at most
