@@ -95,6 +95,7 @@ def test_import_takes_only_the_standard_library():
 def test_no_room_loads_matplotlib():
     "The panel paints without it: what draws a figure loads it then."
     for f in package.glob('*.py'):
+        if f.stem in not_in_all: continue
         for node in ast.parse(f.read_text(encoding='utf-8')).body:
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module or ''] if isinstance(node, ast.ImportFrom) else []
             assert not any(n.split('.')[0] == 'matplotlib' for n in names), f'{f.name}: import it within the function that draws'
