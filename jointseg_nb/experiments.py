@@ -563,7 +563,7 @@ def run_all(
     plan, since = Plan(todo, base, arena, seeds, search), time.time()
     done = read_runs(out, since)
     look, left = Progress(plan, workers, say, done), plan.jobs(done)[1]
-    if left: say(f"{time.strftime('%H:%M')} {len(left)} runs to do, {workers} at once")
+    if left: say(f"{time.strftime('%H:%M')} {'at least '*search}{len(left)} runs to do, {workers} at once")
     if workers == 1: work(out, plan, device, since, look)
     else: work_together(workers, out, plan, device, since, look)
     return plan.rows(read_runs(out))
