@@ -1,6 +1,7 @@
 """Processes that find PyTorch loaded, and pictures that cost nothing: what makes tests of whole trainings quick."""
 import multiprocessing, os
 from dataclasses import replace
+from functools import cache
 
 import pytest, torch
 from PIL import Image
@@ -13,7 +14,13 @@ from jointseg_nb.runs import RunFailed
 
 TINY = recipe('pocket', size=32, crop=32, pad=2, steps=12, clf_batch=3, seg_batch=3, precision='float32')
 QUIET = dict(device='cpu', progress=False, every=4)
-EYES = embedded(20, seed=3, size=32)
+
+
+@cache
+def eyes():
+    "Drawn in each process: one that has used PyTorch's threads must not be forked."
+    return embedded(20, seed=3, size=32)
+
 
 context = multiprocessing.get_context('forkserver')
 context.set_forkserver_preload(['processes', 'jointseg_nb.export'])   # this file imports the rest
@@ -51,7 +58,7 @@ def at_step(n, do):
 def train_tiny(out, steps, resume):
     "A training with a checkpoint every 2 steps."
     torch.set_num_threads(1)
-    fit(None if resume else replace(TINY, steps=steps), out, EYES, resume=resume, checkpoint_every=2, **QUIET)
+    fit(None if resume else replace(TINY, steps=steps), out, eyes(), resume=resume, checkpoint_every=2, **QUIET)
 
 
 def fill_disk(out, say):
@@ -59,5 +66,5 @@ def fill_disk(out, say):
     import resource
     torch.set_num_threads(1)
     fill = at_step(6, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, resource.RLIM_INFINITY)))
-    try: fit(TINY, out, EYES, checkpoint_every=4, listeners=[fill], **QUIET)
+    try: fit(TINY, out, eyes(), checkpoint_every=4, listeners=[fill], **QUIET)
     except RunFailed as e: say.put(str(e))

@@ -17,13 +17,13 @@ from jointseg_nb.recipes import recipe
 from jointseg_nb.runs import Run, RunFailed, RunWarning, _json_sha256, pack, read_checkpoint, read_history, unpack, write_checkpoint
 
 import processes
-from processes import EYES, QUIET, TINY, at_step
+from processes import QUIET, TINY, at_step
 
 pytestmark = pytest.mark.filterwarnings('ignore:.*the masks are almost all background')   # so they are, after so few steps
 
 
 @pytest.fixture(scope='module')
-def eyes(): return EYES
+def eyes(): return processes.eyes()
 
 
 @pytest.fixture(scope='module')
