@@ -23,6 +23,7 @@ from jointseg_nb.looks import *
 from jointseg_nb.snapshots import *
 from jointseg_nb.presets import *
 from jointseg_nb.keeping import *
+from jointseg_nb.training import *
 from jointseg_nb.session import *
 from jointseg_nb.canvas import *
 from jointseg_nb.views import *

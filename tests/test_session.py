@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest, torch
 
-from jointseg_nb import session as room
+from jointseg_nb import training as room
 from jointseg_nb.data import Source, embedded
 from jointseg_nb.evaluate import load_model
 from jointseg_nb.keeping import FolderBusy
@@ -334,7 +334,7 @@ KEPT = replace(SMALL, steps=100000)
 PROCESS = '''
 import sys
 from dataclasses import replace
-from jointseg_nb import session as room
+from jointseg_nb import training as room
 from jointseg_nb.data import embedded
 from jointseg_nb.recipes import recipe
 from jointseg_nb.session import Session
