@@ -1,5 +1,5 @@
 """Every name of every room, for notebooks: `from jointseg_nb.all import *`."""
-# All but experiments, which is a tool with names of its own, and bench and commands, which are for the shell. Written by hand: it has nothing to teach, and nbdev would export an `__all__` that hides the names imported here.
+# All but experiments, verdicts, tables and real, which are tools with names of their own, and bench and commands, which are for the shell. Written by hand: it has nothing to teach, and nbdev would export an `__all__` that hides the names imported here.
 from jointseg_nb.fundus import *
 from jointseg_nb.blocks import *
 from jointseg_nb.attention import *
@@ -19,6 +19,7 @@ from jointseg_nb.evaluate import *
 from jointseg_nb.figures import *
 from jointseg_nb.fit import *
 from jointseg_nb.rivals import *
+from jointseg_nb.smears import *
 from jointseg_nb.looks import *
 from jointseg_nb.snapshots import *
 from jointseg_nb.presets import *

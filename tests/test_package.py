@@ -15,7 +15,7 @@ package = root/'jointseg_nb'
 rooms = sorted((f for f in (root/'nbs').glob('[0-9][0-9]_*.ipynb')), key=lambda f: f.name)
 names = [f.stem.split('_', 1)[1] for f in rooms]
 versions = '3.10.13', '3.11.7', '3.12.1', '3.13.0'
-not_in_all = {'experiments', 'bench', 'commands'} # a tool with names of its own, and what is for the shell
+not_in_all = {'experiments', 'verdicts', 'tables', 'real', 'bench', 'commands'} # tools with names of their own, and what is for the shell
 
 def settings():
     ini = ConfigParser(delimiters=['='], interpolation=None)
