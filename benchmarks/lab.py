@@ -338,7 +338,10 @@ class Browser:
     def paints(self): return self.page.evaluate('window.jointsegPaints')
 
     def end_page(self):
-        if self.front: self.front.close(); self.front = None
+        "Leave a page; what it trained is stopped first, or it would go on beside the next one."
+        if self.front:
+            self.front('session.stop(); session.wait(timeout=60)')
+            self.front.close(); self.front = None
         self.page.close()
 
     def close(self):
