@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['LR', 'CONTENDERS', 'PEAK_SHAPES', 'KINDS', 'Case', 'random_batches', 'our_trainer', 'benchmark_folder',
-           'load_benchmark', 'naive_loop', 'difference', 'same_step', 'Inference', 'timed', 'peak_flops', 'step_flops',
-           'kind_of', 'breakdown', 'limits', 'step_memory', 'work', 'Worker', 'take_turns', 'ask_once', 'groups',
-           'ratios', 'machine', 'bench', 'run_bench']
+           'load_benchmark', 'naive_loop', 'difference', 'same_step', 'Inference', 'timed', 'peak_flops',
+           'counted_flops', 'kind_of', 'breakdown', 'limits', 'outside_kernel', 'step_memory', 'work', 'Worker',
+           'take_turns', 'ask_once', 'groups', 'ratios', 'machine', 'bench', 'run_bench']
 
 # %% ../nbs/36_bench.ipynb #d134afcd
 import importlib.util, itertools, json, os, platform, re, resource, statistics, subprocess, sys, tempfile, time
@@ -235,14 +235,11 @@ def peak_flops(
     with torch.inference_mode(): return max(flops/timed(do, device) for do, flops in made for _ in range(n + 1))
 
 # %% ../nbs/36_bench.ipynb #67bd2b4f
-def step_flops(
-    case,  # a `Case`
-):  # multiplications and additions of one step of both agents
-    "Useful FLOPs of a step."
-    model = JointSeg(5, 7, size=case.net, stem_stride=case.stem, seed=0).to('meta')
-    with FlopCounterMode(display=False) as counter:
-        for agent, n in ((model.classify, case.images), (model.segment, 1)):
-            agent(torch.empty(n, 3, case.side, case.side, device='meta')).sum().backward()
+def counted_flops(
+    do,  # a function without arguments
+):  # multiplications and additions
+    "FLOPs of what `do` does."
+    with FlopCounterMode(display=False) as counter: do()
     return counter.get_total_flops()
 
 # %% ../nbs/36_bench.ipynb #4e38557e
@@ -288,6 +285,15 @@ def limits(
     return dict(seconds=spent, share={kind: v/total for kind, v in spent.items()}, convolutions_of_step=convolutions/total,
                 convolutions_of_peak=flops/convolutions/peak, naive_over_convolutions_alone=naive/convolutions)
 
+# %% ../nbs/36_bench.ipynb #f4cc5200
+def outside_kernel(
+    found,    # of `take_turns`: `ours` and others
+    threads,  # of each
+):  # dict, JSON-able
+    "How many times as fast ours would be if the kernel took no time."
+    spent = {n: statistics.median(s - k/threads for s, k in zip(f['seconds'], f['kernel_seconds'])) for n, f in found.items() if 'seconds' in f}
+    return dict(outside_kernel={n: s/spent['ours'] for n, s in spent.items() if not n.startswith('ours')})
+
 # %% ../nbs/36_bench.ipynb #bf2c7db1
 def _resident():
     "Resident size of this process now, bytes (Linux)."
@@ -309,6 +315,8 @@ def step_memory(
 # %% ../nbs/36_bench.ipynb #ed63d33f
 def _say(**what): print('@' + json.dumps(what), flush=True)
 
+def _kernel_seconds(): return resource.getrusage(resource.RUSAGE_SELF).ru_stime   # of all threads
+
 def work(
     order,  # JSON: `job` 'time', 'memory', 'peak' or 'profile', and the fields of a `Case`
 ):
@@ -319,10 +327,19 @@ def work(
     if job == 'profile': return _say(spent=breakdown(case))
     do, network = (None, None) if job == 'peak' else CONTENDERS[case.who](case)
     if job == 'memory': return _say(bytes=step_memory(do, case.device))
-    first = timed(do, case.device) if do else None
-    if do: do()
-    _say(parameters=network and sum(p.numel() for p in network.parameters()), first=first)
-    for _ in sys.stdin: _say(seconds=timed(do, case.device)) if do else _say(flops=peak_flops(case.device))
+    if job == 'peak':
+        _say()
+        for _ in sys.stdin: _say(flops_per_second=peak_flops(case.device))
+        return
+    first = timed(do, case.device)
+    flops = None
+    if case.who == 'ours_compiled': do()   # what is compiled cannot be counted
+    else: flops = counted_flops(do)
+    _say(parameters=sum(p.numel() for p in network.parameters()), first=first, flops=flops)
+    for _ in sys.stdin:
+        before = _kernel_seconds()
+        seconds = timed(do, case.device)
+        _say(seconds=seconds, kernel_seconds=_kernel_seconds() - before)
 
 # %% ../nbs/36_bench.ipynb #0f73dfd6
 class Worker:
@@ -368,16 +385,18 @@ def take_turns(
     cases,    # name -> `Case`; the name 'peak' measures the chip
     repeats,  # steps of each
     tell=print,  # told how far it is
-):  # name -> dict: `all` the seconds (of the chip: FLOPs a second), those of the `first` step, `parameters`
+):  # name -> dict: `first` (seconds), `flops` and `parameters`; lists `seconds` and `kernel_seconds`, for the chip `flops_per_second`
     "Everybody in turn, `repeats` times, in one run."
     workers, found = {}, {}
     try:
         for name, case in cases.items():
             workers[name] = Worker(case, 'peak' if name == 'peak' else 'time')
-            if said := _ready(name, workers[name], tell): found[name] = dict(said, all=[])
+            said = _ready(name, workers[name], tell)
+            if said is not None: found[name] = said
         for k in range(repeats):
-            for name, f in found.items(): f['all'] += list(workers[name].ask().values())
-            tell(f'{k + 1}/{repeats}: ' + ', '.join(f'{n} {f["all"][-1]:.3g}' for n, f in found.items()))
+            for name, f in found.items():
+                for what, value in workers[name].ask().items(): f.setdefault(what, []).append(value)
+            tell(f'{k + 1}/{repeats}: ' + ', '.join(f'{n} {f["seconds"][-1]:.3g}' for n, f in found.items() if 'seconds' in f))
     finally:
         for w in workers.values(): _end(w)
     return found
@@ -432,11 +451,10 @@ def _table(cases, found):
     "Times of one group for the file: every raw one, parameters and useful FLOPs beside."
     rows = {}
     for name, f in found.items():
-        if name == 'peak': rows[name] = dict(flops_per_second=f['all']); continue
-        case = asdict(cases[name])
-        rows[name] = dict(seconds=f['all'], median=statistics.median(f['all']), first=f['first'], parameters=f['parameters'], case=case)
-        if not name.startswith('smp') and not name.endswith('inference'): rows[name]['flops'] = step_flops(cases[name])
-        if not name.endswith('inference'): rows[name]['images_per_second'] = (case['images'] + 1)/rows[name]['median']
+        if name == 'peak': rows[name] = f; continue
+        case, middle = asdict(cases[name]), statistics.median(f['seconds'])
+        images = case['images'] + (not name.endswith('inference'))
+        rows[name] = dict(f, median=middle, images_per_second=images/middle, case=case)
     return rows
 
 # %% ../nbs/36_bench.ipynb #12756148
@@ -456,10 +474,11 @@ def bench(
 ):  # dict, JSON-able
     "The whole benchmark."
     runs = {g: (cases, take_turns(cases, repeats, tell)) for g, cases in groups(case, peers, compiled).items()}
-    middle = lambda name, f: max(f['all']) if name == 'peak' else statistics.median(f['all'])
-    times, flops = {g: {n: middle(n, f) for n, f in found.items()} for g, (_, found) in runs.items()}, step_flops(case)
+    middle = lambda name, f: max(f['flops_per_second']) if name == 'peak' else statistics.median(f['seconds'])
+    times = {g: {n: middle(n, f) for n, f in found.items()} for g, (_, found) in runs.items()}
+    step, flops = runs['step'][1], runs['step'][1]['ours']['flops']
     memory = {who: ask_once(replace(case, who=who, images=4), 'memory')['bytes'] for who in ('ours', 'ours_fp32', 'naive')}
-    limit = limits(ask_once(case, 'profile')['spent'], flops, times['step']['peak'], times['step']['naive'])
+    limit = limits(ask_once(case, 'profile')['spent'], flops, times['step']['peak'], times['step']['naive']) | outside_kernel(step, case.threads)
     same = {str(dtype)[6:]: same_step(replace(case, images=4, side=min(case.side, 112)), dtype) for dtype in (torch.float64, torch.float32)}
     return dict(machine=machine(case.device), date=str(date.today()), command=command, ratios=ratios(times, memory, flops), limits=limit, repeats=repeats,
         equal={dtype: _largest(s) for dtype, s in same.items()}, memory=memory, times={g: _table(cases, found) for g, (cases, found) in runs.items()})
@@ -481,3 +500,4 @@ def run_bench(
     for name, value in made['ratios'].items(): print(f'{name:30} {"-" if value is None else f"{value:.2f}"}')
     for name, value in made['limits']['share'].items(): print(f'{"of the step: " + name:38} {value:.0%}')
     for name in ('convolutions_of_peak', 'naive_over_convolutions_alone'): print(f'{name:30} {made["limits"][name]:.2f}')
+    for name, value in made['limits']['outside_kernel'].items(): print(f'{name + ", outside the kernel":38} {value:.2f}')

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from jointseg_nb import bench as room, commands
-from jointseg_nb.bench import KINDS, Case, breakdown, groups, limits, load_benchmark, naive_loop, our_trainer, random_batches, ratios, same_step, step_flops, take_turns
+from jointseg_nb.bench import CONTENDERS, KINDS, Case, breakdown, counted_flops, groups, limits, load_benchmark, naive_loop, our_trainer, random_batches, ratios, same_step, take_turns
 
 TINY = Case(net='small', images=4, side=64, threads=1)
 RATIOS = {'naive', 'naive_fp32', 'smp_default', 'smp_best', 'memory', 'peak_fraction', 'inference'}
@@ -68,8 +68,9 @@ def test_quick_writes_every_figure(tmp_path):
     assert made['equal']['float64']['gradients'] < 1e-9 and made['equal']['float32']['outputs'] < 1e-4
     step = made['times']['step']
     for name in ('ours', 'ours_fp32', 'naive', 'naive_one_backward'):
-        assert len(step[name]['seconds']) == 2 and step[name]['parameters'] == step['ours']['parameters'] and step[name]['flops'] == step['ours']['flops'] > 0
-    assert len(step['peak']['flops_per_second']) == 2
+        assert len(step[name]['seconds']) == len(step[name]['kernel_seconds']) == 2 and step[name]['parameters'] == step['ours']['parameters']
+    assert 0 < step['ours']['flops'] == step['ours_fp32']['flops'] < step['naive_one_backward']['flops'] < step['naive']['flops']
+    assert len(step['peak']['flops_per_second']) == 2 and made['limits']['outside_kernel']['naive'] > 0
     assert abs(sum(made['limits']['share'].values()) - 1) < 1e-9 and 0 < made['limits']['convolutions_of_step'] < 1
     assert made['times']['inference']['ours_inference']['parameters'] > 1000 and step['ours']['first'] > 0 and 'of the step: convolutions' in done.stdout
 
@@ -87,7 +88,7 @@ def test_what_cannot_compile_is_left_out(monkeypatch):
     said, ended = [], []
     monkeypatch.setattr(room, 'Worker', Stub), monkeypatch.setattr(room, '_end', ended.append)
     found = take_turns(dict(ours=TINY, ours_compiled=replace(TINY, who='nobody')), 3, tell=said.append)
-    assert found == dict(ours=dict(first=2., parameters=1, all=[1., 1., 1.])) and 'without ours_compiled' in said[0] and len(ended) == 2
+    assert found == dict(ours=dict(first=2., parameters=1, seconds=[1., 1., 1.])) and 'without ours_compiled' in said[0] and len(ended) == 2
     with pytest.raises(RuntimeError, match='no compiler'): take_turns(dict(ours=TINY, naive=replace(TINY, who='nobody')), 3, tell=said.append)
     assert len(ended) == 4    # those who had begun are ended too
 
@@ -139,7 +140,5 @@ def test_limits_are_those_of_the_convolutions():
 
 def test_useful_work_is_that_of_one_agent_each():
     "A step of 4 + 1 has less than two thirds of what the naive loop multiplies."
-    from torch.utils.flop_counter import FlopCounterMode
-    loop, batches = naive_loop(TINY, our_trainer(TINY).model), random_batches(TINY)
-    with FlopCounterMode(display=False) as counter: loop.step(*batches)
-    assert 0.3*counter.get_total_flops() < step_flops(TINY) < 0.67*counter.get_total_flops()
+    ours, naive = (counted_flops(CONTENDERS[who](TINY)[0]) for who in ('ours', 'naive'))
+    assert 0.3*naive < ours < 0.67*naive
