@@ -133,6 +133,7 @@ class Front:
 SEGMENTS = '''
 import threading
 from jointseg_nb.cooperate import set_up
+from jointseg_nb.engine import release_threads
 from jointseg_nb.evaluate import evaluate
 from jointseg_nb.fit import held_out
 session = note(Session(endless, source, evaluate_every=EVERY))
@@ -147,7 +148,9 @@ def headless(n):
     for i in range(n):
         bare.step()
         if bare.step_done % EVERY == 0: evaluate(bare.eval_model, source, eyes, endless.crop, engine=bare.engine).metrics()
-    return time.perf_counter() - start
+    seconds = time.perf_counter() - start
+    release_threads()
+    return seconds
 
 def with_panel(n):
     "Seconds of `n` steps in the middle of a run: what its start and its rest cost is not theirs."
@@ -445,7 +448,7 @@ looks = [invented(i) for i in range(FRAMES)]
 film = tuple(map(make_frame, looks))
 canvas = EyesCanvas()
 canvas.begin(shown)
-canvas.update(SimpleNamespace(seq=1, shown=shown, look=looks[-1], film=film))
+canvas.update(SimpleNamespace(seq=1, shown=shown, look=looks[-1], film=film, changes=()))
 canvas'''
 
 

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['DEVICES', 'PRECISIONS', 'M_TRIM_THRESHOLD', 'M_MMAP_MAX', 'M_ARENA_MAX', 'available_devices', 'pick_device',
-           'native_bfloat16', 'pick_precision', 'keep_memory', 'Engine', 'facts']
+           'native_bfloat16', 'pick_precision', 'keep_memory', 'release_threads', 'Engine', 'facts']
 
 # %% ../nbs/10_engine.ipynb #6e6f3e19
-import ctypes, platform
+import ctypes, platform, sys
 from contextlib import nullcontext
+from pathlib import Path
 
 # %% ../nbs/10_engine.ipynb #027410a0
 import torch
@@ -65,6 +66,17 @@ def keep_memory():  # bool: was it possible?
     try: mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError): return False
     return all([mallopt(M_MMAP_MAX, 0), mallopt(M_TRIM_THRESHOLD, -1), mallopt(M_ARENA_MAX, 1)])
+
+# %% ../nbs/10_engine.ipynb #1a7bd1f3
+def _gnu_openmp():
+    "The GNU OpenMP library that PyTorch brings, or None."
+    found = sorted((Path(torch.__file__).parent/'lib').glob('libgomp*')) if sys.platform == 'linux' else []
+    return ctypes.CDLL(str(found[0])) if found else None
+
+def release_threads():  # bool: was it possible?
+    "Give back the OpenMP team of the thread that calls, until its next operation; with GNU's OpenMP, elsewhere nothing happens."
+    lib, hard = _gnu_openmp(), 2   # omp_pause_hard of omp.h
+    return hasattr(lib, 'omp_pause_resource_all') and lib.omp_pause_resource_all(hard) == 0
 
 # %% ../nbs/10_engine.ipynb #32c9c0e8
 class Engine:

@@ -6,7 +6,7 @@
 __all__ = ['WATCHABLE', 'Session', 'advice']
 
 # %% ../nbs/29_session.ipynb #91a5429e
-import atexit, threading, weakref
+import atexit, sys, threading, weakref
 from dataclasses import fields, replace
 from types import MappingProxyType
 
@@ -18,6 +18,7 @@ from fastcore.basics import patch
 # %% ../nbs/29_session.ipynb #2ece58b3
 from . import looks
 from .cooperate import AGENTS, LIVE
+from .engine import release_threads
 from .presets import PRESETS, Given, check_possible, named_switches, read_setup, setup_json, setup_string
 from .recipes import RECIPES, Recipe
 from .snapshots import summary, switch_rows
@@ -92,6 +93,7 @@ def _work(self: Session):
 def _next(self: Session):
     "Wait for something to do, and do it; False when the thread shall end."
     with self._cv:
+        if self._idle(): release_threads()
         self._cv.wait_for(lambda: not self._idle() or self._now.get('state') == 'running' or self._run.asked)
         run, mode, idle = self._run, self._mode, self._idle()
     try: return self._rest(run) if idle else self._do(run, mode)
@@ -205,9 +207,16 @@ def _refuse_failed(self: Session):
     "After a failure there is nothing to go on with."
     if self.error is not None: raise RuntimeError(f"this session has failed ({self._now.get('error')}); reset() starts over") from self.error
 
+def _make_way():
+    "Keep no OpenMP team in the thread that asks: not now, nor in a notebook when a later cell has ended."
+    release_threads()
+    shell = 'IPython' in sys.modules and sys.modules['IPython'].get_ipython()
+    if shell: shell.events.register('post_execute', release_threads)
+
 @patch
 def _ensure_thread(self: Session):
     "Start the thread if there is none."
+    _make_way()
     if self._thread is None:
         self._thread = threading.Thread(target=self._work, daemon=True, name='jointseg-session')
         self._thread.start()
