@@ -431,11 +431,11 @@ def browser_slider(browser, front, n):
 
 FILM = '''
 import numpy as np, torch
-from types import SimpleNamespace
 from jointseg_nb.canvas import EyesCanvas
 from jointseg_nb.data import embedded
 from jointseg_nb.fit import show_eyes
 from jointseg_nb.looks import Look, make_frame
+from jointseg_nb.snapshots import Snapshot
 eyes = embedded(8, seed=3, size=224)
 shown = show_eyes(eyes, torch.arange(8), crop=224)
 def invented(step):
@@ -448,7 +448,7 @@ looks = [invented(i) for i in range(FRAMES)]
 film = tuple(map(make_frame, looks))
 canvas = EyesCanvas()
 canvas.begin(shown)
-canvas.update(SimpleNamespace(seq=1, shown=shown, look=looks[-1], film=film, changes=()))
+canvas.update(Snapshot(seq=1, shown=shown, look=looks[-1], film=film))
 canvas'''
 
 

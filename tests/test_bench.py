@@ -111,8 +111,7 @@ def test_a_compiled_step_is_ours():
     from torch._inductor.cpp_builder import get_cpp_compiler
     try: get_cpp_compiler()
     except Exception: pytest.skip('no C++ compiler here')
-    case = replace(TINY, images=2, side=32)
-    said = []
+    case, said = TINY, []
     found = take_turns(dict(ours=case, ours_compiled=replace(case, who='ours_compiled')), 1, tell=said.append)
     assert set(found) == {'ours', 'ours_compiled'}, said
     plain, quick = our_trainer(case, 'float32'), our_trainer(case, 'float32')

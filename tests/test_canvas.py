@@ -1,6 +1,7 @@
 """The eyes and the chart in a real browser: pixels, time line, keyboard, themes, reload, and how fast they are."""
-import json, time
+import json, runpy, time
 from base64 import b64decode, b64encode
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -370,6 +371,13 @@ def test_eight_large_eyes_scrub(browser):
     assert seen['painted'] > 1
     stage.until(lambda: stage.frame() == f'step {10*seen["asked"]}')
     stage.page.close()
+
+
+def test_the_film_of_the_benchmark():
+    "What `benchmarks/lab.py` scrubs through can be shown."
+    made, film = {}, runpy.run_path(str(Path(__file__).parents[1]/'benchmarks'/'lab.py'))['FILM']
+    exec('FRAMES = 3' + film, made)
+    assert len(made['canvas']._film) == 3
 
 
 # the chart

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest, torch
 
-from jointseg_nb import training as room
+from jointseg_nb import session as session_room, training as room
 from jointseg_nb.data import Source, embedded
 from jointseg_nb.evaluate import load_model
 from jointseg_nb.keeping import FolderBusy
@@ -334,7 +334,7 @@ KEPT = replace(SMALL, steps=100000)
 PROCESS = '''
 import sys
 from dataclasses import replace
-from jointseg_nb import training as room
+from jointseg_nb import session as session_room, training as room
 from jointseg_nb.data import embedded
 from jointseg_nb.recipes import recipe
 from jointseg_nb.session import Session
@@ -471,3 +471,33 @@ def test_a_kept_run_is_a_run_folder(source, tmp_path):
     assert load_model(run).config == session.setup.trainer.model.config
     assert [r['step'] for r in read_history(run)] == [1, 2, 3, 4, 5, 6]
     session.release()
+
+
+def test_nobody_who_rests_keeps_threads(source, monkeypatch):
+    "The thread that asks gives its OpenMP team back, and the session's thread its own when it rests."
+    gave = []
+    monkeypatch.setattr(session_room, 'release_threads', lambda: gave.append(threading.current_thread().name))
+    session = Session(replace(SMALL, steps=100), source).run()
+    assert gave == [threading.current_thread().name]
+    session.wait(step=1, timeout=60)
+    session.pause()
+    until(lambda: gave[1:] == ['jointseg-session'])
+    session.stop()
+
+
+KERNEL = """
+from jointseg_nb.engine import release_threads
+from jointseg_nb.session import Session
+before = release_threads in get_ipython().events.callbacks['post_execute']
+for _ in range(2): Session().prepare().stop()
+after = get_ipython().events.callbacks['post_execute'].count(release_threads)
+"""
+
+def test_in_a_notebook_neither_does_the_main_thread():
+    "After each cell it gives its team back, from the first session on."
+    from jupyter_client.manager import start_new_kernel
+    manager, client = start_new_kernel()
+    try: reply = client.execute_interactive(KERNEL, user_expressions=dict(found='before, after'), timeout=120)['content']
+    finally: client.stop_channels(), manager.shutdown_kernel(now=True)
+    assert reply['status'] == 'ok', reply
+    assert reply['user_expressions']['found']['data']['text/plain'] == '(False, 1)'
