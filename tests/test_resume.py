@@ -225,7 +225,15 @@ def test_a_signal_finishes_the_step_and_saves(eyes, tmp_path, signum, code):
     assert before == (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM))
 
 
-def test_the_second_ctrl_c_does_not_wait(eyes, tmp_path):
+@pytest.fixture
+def ctrl_c():
+    "Ctrl-C as in a terminal: a shell has its background jobs ignore it."
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_the_second_ctrl_c_does_not_wait(eyes, tmp_path, ctrl_c):
     "It comes while the checkpoint of the first is written."
     real = room.Run.save
     def slow(self, *args):
