@@ -920,6 +920,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'jointseg_nb.keeping.Kept.release': ('keeping.html#kept.release', 'jointseg_nb/keeping.py'),
                                      'jointseg_nb.keeping._as_begun': ('keeping.html#_as_begun', 'jointseg_nb/keeping.py'),
                                      'jointseg_nb.keeping._check_own': ('keeping.html#_check_own', 'jointseg_nb/keeping.py'),
+                                     'jointseg_nb.keeping._then_rest': ('keeping.html#_then_rest', 'jointseg_nb/keeping.py'),
                                      'jointseg_nb.keeping.all_finite': ('keeping.html#all_finite', 'jointseg_nb/keeping.py'),
                                      'jointseg_nb.keeping.beside': ('keeping.html#beside', 'jointseg_nb/keeping.py'),
                                      'jointseg_nb.keeping.copied': ('keeping.html#copied', 'jointseg_nb/keeping.py'),

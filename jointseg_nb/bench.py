@@ -289,10 +289,10 @@ def limits(
 def outside_kernel(
     found,    # of `take_turns`: `ours` and others
     threads,  # of each
-):  # dict, JSON-able
+):  # name -> ratio
     "How many times as fast ours would be if the kernel took no time."
     spent = {n: statistics.median(s - k/threads for s, k in zip(f['seconds'], f['kernel_seconds'])) for n, f in found.items() if 'seconds' in f}
-    return dict(outside_kernel={n: s/spent['ours'] for n, s in spent.items() if not n.startswith('ours')})
+    return {n: s/spent['ours'] for n, s in spent.items() if not n.startswith('ours')}
 
 # %% ../nbs/36_bench.ipynb #bf2c7db1
 def _resident():
@@ -325,12 +325,12 @@ def work(
     job, case = order.pop('job'), Case(**order)
     torch.set_num_threads(case.threads)
     if job == 'profile': return _say(spent=breakdown(case))
-    do, network = (None, None) if job == 'peak' else CONTENDERS[case.who](case)
-    if job == 'memory': return _say(bytes=step_memory(do, case.device))
     if job == 'peak':
         _say()
         for _ in sys.stdin: _say(flops_per_second=peak_flops(case.device))
         return
+    do, network = CONTENDERS[case.who](case)
+    if job == 'memory': return _say(bytes=step_memory(do, case.device))
     first = timed(do, case.device)
     flops = None
     if case.who == 'ours_compiled': do()   # what is compiled cannot be counted
@@ -476,9 +476,10 @@ def bench(
     runs = {g: (cases, take_turns(cases, repeats, tell)) for g, cases in groups(case, peers, compiled).items()}
     middle = lambda name, f: max(f['flops_per_second']) if name == 'peak' else statistics.median(f['seconds'])
     times = {g: {n: middle(n, f) for n, f in found.items()} for g, (_, found) in runs.items()}
-    step, flops = runs['step'][1], runs['step'][1]['ours']['flops']
+    step = runs['step'][1]
+    flops = step['ours']['flops']
     memory = {who: ask_once(replace(case, who=who, images=4), 'memory')['bytes'] for who in ('ours', 'ours_fp32', 'naive')}
-    limit = limits(ask_once(case, 'profile')['spent'], flops, times['step']['peak'], times['step']['naive']) | outside_kernel(step, case.threads)
+    limit = dict(limits(ask_once(case, 'profile')['spent'], flops, times['step']['peak'], times['step']['naive']), outside_kernel=outside_kernel(step, case.threads))
     same = {str(dtype)[6:]: same_step(replace(case, images=4, side=min(case.side, 112)), dtype) for dtype in (torch.float64, torch.float32)}
     return dict(machine=machine(case.device), date=str(date.today()), command=command, ratios=ratios(times, memory, flops), limits=limit, repeats=repeats,
         equal={dtype: _largest(s) for dtype, s in same.items()}, memory=memory, times={g: _table(cases, found) for g, (cases, found) in runs.items()})

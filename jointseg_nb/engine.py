@@ -7,8 +7,9 @@ __all__ = ['DEVICES', 'PRECISIONS', 'M_TRIM_THRESHOLD', 'M_MMAP_MAX', 'M_ARENA_M
            'native_bfloat16', 'pick_precision', 'keep_memory', 'release_threads', 'Engine', 'facts']
 
 # %% ../nbs/10_engine.ipynb #6e6f3e19
-import ctypes, platform, sys
+import ctypes, os, platform, sys
 from contextlib import nullcontext
+from functools import lru_cache
 from pathlib import Path
 
 # %% ../nbs/10_engine.ipynb #027410a0
@@ -68,10 +69,12 @@ def keep_memory():  # bool: was it possible?
     return all([mallopt(M_MMAP_MAX, 0), mallopt(M_TRIM_THRESHOLD, -1), mallopt(M_ARENA_MAX, 1)])
 
 # %% ../nbs/10_engine.ipynb #1a7bd1f3
+@lru_cache
 def _gnu_openmp():
-    "The GNU OpenMP library that PyTorch brings, or None."
+    "The GNU OpenMP library that PyTorch brings and uses, or None."
     found = sorted((Path(torch.__file__).parent/'lib').glob('libgomp*')) if sys.platform == 'linux' else []
-    return ctypes.CDLL(str(found[0])) if found else None
+    try: return ctypes.CDLL(str(found[0]), mode=os.RTLD_NOLOAD) if found else None
+    except OSError: return None   # there, but another one was loaded
 
 def release_threads():  # bool: was it possible?
     "Give back the OpenMP team of the thread that calls, until its next operation; with GNU's OpenMP, elsewhere nothing happens."

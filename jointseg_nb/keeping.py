@@ -21,6 +21,7 @@ from fastcore.basics import patch
 from filelock import FileLock, Timeout
 
 # %% ../nbs/27_keeping.ipynb #289c8daa
+from .engine import release_threads
 from .fit import BEGUN, check_same_photographs, data_paths, history_row, source_digest
 from .looks import Frame
 from .recipes import Recipe, read_recipe
@@ -125,11 +126,15 @@ def ask(self: Keeper,
     *args,  # of it
 ):  # the future of it
     "Have something done by the hand, in turn; here and now, if the interpreter is ending and its pools take nothing more."
-    try: return self.hand.submit(job, *args)
+    try: return self.hand.submit(_then_rest, job, *args)
     except RuntimeError:
         done = Future()
         done.set_result(job(*args))
         return done
+
+def _then_rest(job, *args):
+    try: return job(*args)
+    finally: release_threads()
 
 # %% ../nbs/27_keeping.ipynb #ddf3b7c4
 def _check_own(path):
