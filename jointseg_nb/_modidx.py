@@ -287,6 +287,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'jointseg_nb.commands.find_rates': ('commands.html#find_rates', 'jointseg_nb/commands.py'),
                                       'jointseg_nb.commands.free_port': ('commands.html#free_port', 'jointseg_nb/commands.py'),
                                       'jointseg_nb.commands.given_fields': ('commands.html#given_fields', 'jointseg_nb/commands.py'),
+                                      'jointseg_nb.commands.import_ahead': ('commands.html#import_ahead', 'jointseg_nb/commands.py'),
                                       'jointseg_nb.commands.lab': ('commands.html#lab', 'jointseg_nb/commands.py'),
                                       'jointseg_nb.commands.lab_parser': ('commands.html#lab_parser', 'jointseg_nb/commands.py'),
                                       'jointseg_nb.commands.live_cell': ('commands.html#live_cell', 'jointseg_nb/commands.py'),
