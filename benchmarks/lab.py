@@ -186,12 +186,30 @@ def panel_vs_headless(work, quick):
         kinds = {k: v for k, v in sorted(front.kinds.items(), key=lambda kv: -kv[1][1]) if not k.endswith('opened')}
         sent = dict(messages_per_second=(front.messages - before[1])/seconds, megabytes_per_second=(front.bytes - before[2])/seconds/1e6, messages_and_bytes_of=dict(list(kinds.items())[:12]))
         threads = front('import torch', 'torch.get_num_threads()')
+        busy = processor_ms(front, 2 if quick else 30)
     finally: front.close()
     pairs = [h/p for h, p in zip(times['headless'], times['panel'])]
     rng = np.random.default_rng(0)
     means = [np.median(rng.choice(pairs, len(pairs))) for _ in range(2000)]
     return statistics.median(pairs), dict(target='>= 0.98', interval_95=[float(np.percentile(means, q)) for q in (2.5, 97.5)], threads=threads, steps_of_a_segment=every,
-                                          seconds_of_a_step={k: statistics.median(v)/every for k, v in times.items()}, sent=sent, seconds=times)
+                                          seconds_of_a_step={k: statistics.median(v)/every for k, v in times.items()}, processor_ms_a_second=busy, sent=sent, seconds=times)
+
+
+def processor_ms(front, seconds):
+    "Milliseconds of processor that each thread of the kernel takes in a second of training under the panel, and this process, which reads it. (Linux)"
+    front('session.run()')
+    front.until('session.snapshot.state == "running"')
+    front.until(f'session.snapshot.step > {front("", "session.snapshot.step")}')
+    pid, names = front('import os, threading', '(os.getpid(), {t.native_id: t.name for t in threading.enumerate()})')
+    def spent():
+        ticks = {int(t.name): sum(map(int, (t/'stat').read_text().rsplit(')', 1)[1].split()[11:13])) for t in Path(f'/proc/{pid}/task').iterdir()}
+        return {k: v/os.sysconf('SC_CLK_TCK') for k, v in ticks.items()} | dict(reader=time.process_time())
+    before, start = spent(), time.monotonic()
+    time.sleep(seconds)
+    after, took = spent(), time.monotonic() - start
+    front('session.pause(); session.wait(timeout=60)')
+    found = {names.get(k, k if k == 'reader' else f'unnamed {k}'): round((v - before.get(k, 0))*1000/took, 1) for k, v in after.items()}
+    return {k: v for k, v in sorted(found.items(), key=lambda kv: -kv[1]) if v > .5}
 
 
 NOTED = '''

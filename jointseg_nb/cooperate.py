@@ -356,7 +356,7 @@ def make_streams(
     more = dict(rotate=r.rotate) if r.rotate else {}
     aug = lambda colour: Augment(crop=r.crop, pad=r.pad, flips=r.flips, colour=colour, strength=r.augment, **more)
     clf = lambda: Stream(source, labelled, r.clf_batch, aug(r.colour), target='label', seed=2*r.seed, device=device)
-    seg = lambda: Stream(source, masked, r.seg_batch, aug(0.), target='mask', seed=2*r.seed + 1, device=device)
+    seg = lambda: Stream(source, masked, r.seg_batch, aug(0.), target='mask', seed=2*r.seed + 1, device=device, focus=r.focus)
     return _if_possible(clf, 'clf', 'segmenter', r), _if_possible(seg, 'seg', 'classifier', r)
 
 # %% ../nbs/14_cooperate.ipynb #13b98183

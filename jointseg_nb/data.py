@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Batch', 'Sample', 'Rows', 'Source', 'take_rows', 'near', 'embedded', 'join', 'split', 'few', 'standardise',
-           'take_window', 'window_starts', 'turn_window', 'colour_matrix', 'recolour', 'Augment', 'Stream',
-           'plain_batches']
+           'take_window', 'window_starts', 'turn_window', 'turned_places', 'colour_matrix', 'recolour', 'Augment',
+           'Stream', 'with_classes', 'plain_batches']
 
 # %% ../nbs/04_data.ipynb #898aa56e
 import math
@@ -539,13 +539,17 @@ def window_starts(
     crop, # side of the window, px
     pad, # how far the window may reach over the edge, px
     strength=1.0, # share of the reach, 0 (centre) to 1
+    around=None, # a pixel that each window shall hold, as far as it can reach, (B,) float; NaN: any place will do
 ): # (B,) int64, -pad to size - crop + pad
     "Where the window of each image starts, along one side."
     if crop > size + 2 * pad: raise ValueError(f"crop={crop} does not fit {size} px and a padding of {pad} on either side; take crop <= {size + 2 * pad} or more pad")
     if not 0 <= strength <= 1: raise ValueError(f"strength={strength} must lie between 0 (centre crop) and 1 (all of it)")
     centre = (size - crop) // 2
     low, high = centre - round(strength * (centre + pad)), centre + round(strength * (size - crop + pad - centre))
-    return low + (u * (high - low + 1)).long().clamp(max=high - low)
+    anywhere = low + (u * (high - low + 1)).long().clamp(max=high - low)
+    if around is None: return anywhere
+    about = around.nan_to_num().round().long() - (u * crop).long().clamp(max=crop - 1)
+    return torch.where(around.isnan(), anywhere, about.clamp(low, high))
 
 # %% ../nbs/04_data.ipynb #ce047539
 def turn_window(
@@ -564,6 +568,18 @@ def turn_window(
     planes = (x if x.ndim == 4 else x[:, None]).float() - fill # outside, grid_sample gives 0
     out = F.grid_sample(planes, grid, mode, padding_mode='zeros', align_corners=False) + fill
     return (out if x.ndim == 4 else out[:, 0]).to(torch.float32 if mode == 'bilinear' else x.dtype)
+
+# %% ../nbs/04_data.ipynb #4401499a
+def turned_places(
+    at, # row and column in each image, (B, 2)
+    degrees, # as for `turn_window`, (B,)
+    height, # of the images, px
+    width, # of the images, px
+): # (B, 2) float64
+    "Where a pixel of each image lies when the image has been turned."
+    angle, middle = torch.deg2rad(degrees.double()), torch.tensor([(height - 1) / 2, (width - 1) / 2])
+    (dy, dx), cos, sin = (at.double() - middle).unbind(1), angle.cos(), angle.sin()
+    return torch.stack([cos * dy - sin * dx, sin * dy + cos * dx], 1) + middle
 
 # %% ../nbs/04_data.ipynb #aeb4f3dd
 def colour_matrix(
@@ -613,12 +629,13 @@ def window(self: Augment,
     u, # uniform draws, (B, 4): row, column, flip up/down, flip left/right
     height, # of the images, px
     width, # of the images, px
+    at=None, # see `window_starts`, (B, 2): row, column
 ): # rows (B, crop), columns (B, crop)
     "Which row and column of the image each row and column of the result comes from."
     out = []
     for i, size in enumerate((height, width)):
         crop = self.crop or size
-        index = window_starts(u[:, i], size, crop, self.pad, self.strength)[:, None] + torch.arange(crop)
+        index = window_starts(u[:, i], size, crop, self.pad, self.strength, None if at is None else at[:, i])[:, None] + torch.arange(crop)
         flip = u[:, 2 + i, None] < 0.5 * self.strength * self.flips
         out.append(torch.where(flip, index.flip(1), index))
     return out
@@ -629,11 +646,13 @@ def __call__(self: Augment,
     images, # (B, 3, H, W) uint8
     masks, # (B, H, W) uint8, or None
     generator, # torch.Generator on the CPU: the only source of chance
+    at=None, # row and column of a pixel that each window shall hold, (B, 2) float; NaN: any place will do
 ): # (B, 3, crop, crop) float32 standardised; (B, crop, crop) int64 or None, padding is 255
     "Augmented copies of a batch: the images standardised, the masks moved with their images."
     u = torch.rand(len(images), 7, generator=generator)
     degrees = self.rotate and self.strength * self.rotate * (2 * torch.rand(len(images), generator=generator) - 1)
-    window, amount = self.window(u, *images.shape[-2:]), self.colour * self.strength
+    if at is not None and self.rotate: at = turned_places(at, degrees, *images.shape[-2:])
+    window, amount = self.window(u, *images.shape[-2:], at), self.colour * self.strength
     x = recolour(images, u[:, 4:], amount) if amount else images
     if not self.rotate * self.strength: return standardise(take_window(x, *window, 0)), None if masks is None else take_window(masks, *window, 255).long()
     return standardise(turn_window(x, *window, degrees, 0)), None if masks is None else turn_window(masks, *window, degrees, 255, 'nearest').long()
@@ -653,11 +672,13 @@ class Stream:
         target='mask', # 'mask' for the segmenter, 'label' for the classifier
         seed=0, # which order and which augmentation
         device='cpu', # where the batches shall be
+        focus=0.0, # share of the crops that hold a pixel of a class, all classes but the background equally often, 0 to 1
     ):
         self.source, self.indices = source, torch.as_tensor(indices, dtype=torch.long).cpu()
-        self.batch_size, self.target, self.device = batch_size, target, device
+        self.batch_size, self.target, self.device, self.focus = batch_size, target, device, focus
         self.augment = augment or Augment(strength=0.)
         _check_stream(self)
+        self.kinds = with_classes(source, self.indices) if focus else ()
         self.generator = torch.Generator().manual_seed((seed * 2_000_003 + (target == 'label')) % 2**63)
         self.order, self.position, self.epoch = self._shuffled(), 0, 0
 
@@ -681,8 +702,9 @@ def __iter__(self: Stream): return self
 @patch
 def __next__(self: Stream):
     s, index, masked = self.source, self._next_index(), self.target == 'mask'
+    index, at = self._focused(index) if self.focus else (index, None)
     images, masks = (take_rows(x, index).to(self.device) if wanted else None for x, wanted in ((s.images, True), (s.masks, masked)))
-    x, y = self.augment(images, masks, self.generator)
+    x, y = self.augment(images, masks, self.generator, at)
     return Batch(x, y if masked else take_rows(s.labels, index).to(self.device), index)
 
 # %% ../nbs/04_data.ipynb #8a8d589e
@@ -700,6 +722,8 @@ def _check_stream(s):
         use = 'segmentable' if s.target == 'mask' else 'gradable'
         raise ValueError(f"target={s.target!r}, but {int((~known).sum())} of {n} photographs have no {s.target} (first: {source.names[int(s.indices[~known][0])]!r}); "
                          f"pass only indices that are in source.{use}")
+    if not 0 <= s.focus <= 1: raise ValueError(f"focus={s.focus} must lie between 0 (photographs in their order) and 1 (every crop holds a pixel of a class)")
+    if s.focus and s.target == 'label': raise ValueError(f"focus={s.focus}: only masks say where to look; a 'label' stream takes focus=0")
     if s.target == 'label': _check_two_labels(source, s.indices)
 
 # %% ../nbs/04_data.ipynb #788a6160
@@ -709,6 +733,31 @@ def _check_two_labels(source, indices):
     if len(kinds) == 1:
         raise ValueError(f"labels: all {len(indices)} photographs of this classifier stream have the one label {kinds[0]} ({source.label_names[kinds[0]]!r}), so there is nothing to tell apart; "
                          "read the set with another label, e.g. label='has_dr' where the grades of the eyes with DR are unknown, or add photographs of another class")
+
+# %% ../nbs/04_data.ipynb #dfa13aa6
+def with_classes(
+    source, # a Source
+    indices, # which of its photographs, a LongTensor
+): # list of (class id, indices of the photographs that have a pixel of it), without the background
+    "Which photographs have which class?"
+    counts = [torch.bincount(take_rows(source.masks, i).flatten().cpu(), minlength=256) for i in indices.split(1)]
+    has = torch.stack(counts) > 0
+    found = [(c, indices[has[:, c]]) for c in range(1, source.n_classes) if has[:, c].any()]
+    if not found: raise ValueError(f"focus: the masks of these {len(indices)} photographs are background throughout, so there is nothing to look at; take focus=0")
+    return found
+
+# %% ../nbs/04_data.ipynb #f3196c33
+@patch
+def _focused(self: Stream, index):
+    "Some photographs of a batch replaced, and the pixel that the crop of each of these shall hold."
+    at = torch.full((len(index), 2), math.nan)
+    one_of = lambda values, u: values[int(u * len(values))]
+    for b, (whether, *u) in enumerate(torch.rand(len(index), 4, generator=self.generator).tolist()):
+        if whether >= self.focus: continue
+        c, having = one_of(self.kinds, u[0])
+        index[b] = one_of(having, u[1])
+        at[b] = one_of((take_rows(self.source.masks, index[b:b + 1])[0] == c).nonzero(), u[2])
+    return index, at
 
 # %% ../nbs/04_data.ipynb #49bb52a6
 @patch

@@ -26,6 +26,7 @@ class PhotographFields:
     rotate: float = 0.0           # random rotation of both streams, up to this many degrees either way; the paper has none
     colour: float = 0.3           # hue, contrast, saturation of the classifier stream: half-width of the factors, 0 to 1
     augment: float = 1.0          # strength of the augmentation, 0 to 1 (live)
+    focus: float = 0.0            # share of the segmenter's crops that must hold a lesion, all classes equally often; the paper has none
     labels: int = 0               # how many graded training photographs the classifier may see; 0 = all
     masks: int = 0                # how many training masks the segmenter may see; 0 = all
     valid: float = 0.2            # share (below 1) or number (1 and up) of the graded photographs held out
@@ -97,7 +98,7 @@ CHOICES = dict(net=('small', 'base', 'wide'), stem_stride=(1, 2), attention=('co
     norm=('batch', 'agent', 'group'), ratio_on=('agent', 'shared'), update=('alternating', 'simultaneous'), order=('clf_first', 'seg_first'),
     agents=('both', 'classifier', 'segmenter'), noise_kind=('uniform', 'prior', 'wrong', 'neighbour'),
     precision=('auto', 'float32', 'bfloat16'))
-RANGES = dict(size=(16, 4096), crop=(16, 4096), pad=(0, 512), rotate=(0, 180), colour=(0, 1), augment=(0, 1), labels=(0, 10**7), masks=(0, 10**7),
+RANGES = dict(size=(16, 4096), crop=(16, 4096), pad=(0, 512), rotate=(0, 180), colour=(0, 1), augment=(0, 1), focus=(0, 1), labels=(0, 10**7), masks=(0, 10**7),
     label_noise=(0, 1), steps=(1, 10**8), clf_batch=(1, 4096), seg_batch=(1, 4096), clf_accumulate=(1, 4096), seg_every=(1, 10**6), lr=(0, 10), lr_ratio=(1e-3, 1e3),
     power=(0, 20), warmup=(0, 10**7), lr_min=(0, 1), momentum=(0, 0.999), weight_decay=(0, 1), clip=(0, 1e6), average=(0, 0.99999), weight_power=(0, 1),
     clf_weight_power=(0, 1), label_smoothing=(0, 0.9), focal_gamma=(0, 10), patience=(0, 10**8), meter_every=(0, 10**6), seed=(0, 2**31 - 1))

@@ -313,7 +313,7 @@ def test_named_recipes_go_through_json(name):
 def test_a_recipe_of_before_reads_as_what_it_did():
     "Fields that are newer than a file mean what was done without them."
     old = json.loads(recipe_to_json(recipe('pocket', seg_loss='ce')))
-    for new in ('rotate', 'labels', 'valid_masks', 'clf_accumulate', 'order', 'seg_every', 'warmup', 'lr_min', 'clip', 'average', 'seg_loss', 'clf_loss', 'clf_weight_power',
+    for new in ('rotate', 'focus', 'labels', 'valid_masks', 'clf_accumulate', 'order', 'seg_every', 'warmup', 'lr_min', 'clip', 'average', 'seg_loss', 'clf_loss', 'clf_weight_power',
                 'label_smoothing', 'focal_gamma', 'patience', 'meter_every'): del old[new]
     assert recipe_from_json(json.dumps(old)) == recipe('pocket', seg_loss='ce')
 

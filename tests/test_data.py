@@ -119,6 +119,56 @@ def test_rotation_off_takes_no_draws():
     assert torch.equal(at(rotate=5.), at(rotate=5., strength=0.))  # a knob that moves shifts nothing
 
 
+@pytest.mark.parametrize('how', [dict(crop=24), dict(crop=24, pad=24, rotate=180.), dict(crop=9, pad=0, flips=False), dict(crop=16, pad=16, strength=.5)])
+def test_a_crop_holds_the_pixel_it_shall(how):
+    "One coded block of 3 x 3 px in each image: it is found in every crop, unless a weak augmentation cannot reach it."
+    g, strength = torch.Generator().manual_seed(0), how.get('strength', 1.)
+    at = torch.randint(1 + 16*(strength < 1), 63 - 16*(strength < 1), (60, 2), generator=g)
+    masks = torch.zeros(60, 64, 64, dtype=torch.uint8)
+    for m, (i, j) in zip(masks, at.tolist()): m[i - 1:i + 2, j - 1:j + 2] = 5
+    y = Augment(**how)(random_source(60, 64, 64).images, masks, g, at.float())[1]
+    assert (y == 5).flatten(1).any(1).all()
+    anywhere = Augment(**how)(random_source(60, 64, 64).images, masks, g, torch.full((60, 2), float('nan')))[1]
+    assert not (anywhere == 5).flatten(1).any(1).all()
+
+
+def test_focus_deals_classes_then_photographs_evenly():
+    "Class 1 is in one photograph of 40, class 2 in all others: each gets half of the crops, and within a class each photograph its share."
+    masks = torch.full((40, 16, 16), 2, dtype=torch.uint8); masks[7] = 0; masks[7, 3, 3] = 1
+    s = Source(random_source(40, 16, 16).images, masks)
+    drawn = torch.cat([next(stream).index for stream in [Stream(s, range(40), 50, focus=1.)] for _ in range(60)])
+    counts = torch.bincount(drawn, minlength=40)/len(drawn)
+    assert abs(counts[7] - .5) < .04 and counts[counts.argsort()[:-1]].max() < .03 and counts.min() > 0
+
+
+def test_focus_goes_on_where_it_stood(source):
+    a, b = (Stream(source, range(40), 8, Augment(24, rotate=20.), 'mask', seed=k, focus=.5) for k in (1, 2))
+    for _ in range(3): next(a)
+    b.load_state_dict(a.state_dict())
+    for _ in range(7):
+        x, y = next(a), next(b)
+        assert all(torch.equal(p, q) for p, q in zip(x, y))
+
+
+def test_without_focus_nothing_is_drawn_for_it(source):
+    "And with it, the photographs that keep their places come in the same order."
+    a, b = (Stream(source, range(40), 8, Augment(24), 'mask', seed=1, focus=f) for f in (0., 1e-9))
+    assert torch.equal(next(a).index, next(b).index)
+    assert torch.equal(a.order, b.order)
+
+
+@pytest.mark.parametrize('given,says', [(dict(focus=-.1), 'focus=-0.1 must lie'), (dict(focus=1.1), 'focus=1.1 must lie'), (dict(focus=float('nan')), 'focus=nan must lie'),
+                                        (dict(focus=.5, target='label'), 'focus=0.5: only masks')])
+def test_a_focus_that_is_none_is_refused(source, given, says):
+    with pytest.raises(ValueError, match=says): Stream(source, range(40), 8, **given)
+
+
+def test_there_must_be_something_to_look_at(source):
+    healthy = Source(source.images[:5], torch.zeros(5, *source.masks.shape[1:], dtype=torch.uint8), mask_classes=source.mask_classes)
+    with pytest.raises(ValueError, match='focus: the masks of these 5 photographs'): Stream(healthy, range(5), 2, focus=.5)
+    next(Stream(healthy, range(5), 2))
+
+
 @pytest.mark.parametrize('rotate', [-1, 181, float('nan')])
 def test_a_rotation_that_is_none_is_refused(rotate):
     with pytest.raises(ValueError, match='rotate=.* must lie between 0'): Augment(rotate=rotate)
