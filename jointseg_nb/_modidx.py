@@ -1416,6 +1416,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'jointseg_nb.training._row': ('training.html#_row', 'jointseg_nb/training.py')},
             'jointseg_nb.verdicts': { 'jointseg_nb.verdicts.Claim': ('verdicts.html#claim', 'jointseg_nb/verdicts.py'),
                                       'jointseg_nb.verdicts.Comparison': ('verdicts.html#comparison', 'jointseg_nb/verdicts.py'),
+                                      'jointseg_nb.verdicts._measured': ('verdicts.html#_measured', 'jointseg_nb/verdicts.py'),
                                       'jointseg_nb.verdicts.compare': ('verdicts.html#compare', 'jointseg_nb/verdicts.py'),
                                       'jointseg_nb.verdicts.judge': ('verdicts.html#judge', 'jointseg_nb/verdicts.py'),
                                       'jointseg_nb.verdicts.masks_needed': ('verdicts.html#masks_needed', 'jointseg_nb/verdicts.py'),

@@ -119,12 +119,13 @@ def points(k):
 def claims_table(
     tables,  # of `tables_of`
 ):  # str, Markdown
-    "A verdict on every claim."
+    "A verdict on every claim, and the names of those of which nothing was measured."
     lines = ['| claim | the paper | ours | difference (points) | seeds | verdict |', '|---|---|---|---|---|---|']
     for c in tables['claims']:
         shown = [k for k in c['comparisons'] if 'verdict' in k]
         lines.append(f"| **{c['claim']}**: {c['text']} | {c['paper']} | {c['ours']} | {'; '.join(map(points, shown))} | {c['seeds']} | {c['verdict']} |")
-    return '\n'.join(lines)
+    left = [c.name for c in CLAIMS if c.name not in {k['claim'] for k in tables['claims']}]
+    return '\n'.join(lines + ['', f"Not measured: {', '.join(left)}."]*bool(left))
 
 # %% ../nbs/22_tables.ipynb #856aee8b
 def in_words(

@@ -166,6 +166,13 @@ def compare(
     return dict(difference=difference, ci=[low, high], seeds=len(pairs), ours=float(np.mean(a)), theirs=float(np.mean(b)), verdict=judge(low, high, comparison.no_loss))
 
 # %% ../nbs/21_verdicts.ipynb #1b61ee26
+def _measured(found):
+    "What a claim's comparisons gave, and how many of them are still to come."
+    against = lambda f: f"{f['worse']} {f['theirs']:.3g}" if isinstance(f['worse'], str) else f"asked for {f['worse']:g}"
+    done = [f"{f['better']} {f['ours']:.3g}, {against(f)} ({f['score']})" for f in found if 'verdict' in f]
+    left = len(found) - len(done)
+    return '; '.join(done + [f'{left} of {len(found)} comparisons not measured']*(left > 0))
+
 def verdicts(
     rows,           # of `run_all`
     claims=CLAIMS,  # `Claim`s
@@ -176,7 +183,6 @@ def verdicts(
         found, also = ([asdict(k) | (compare(k, rows) or {}) for k in ks] for ks in (c.comparisons, c.also))
         done = [f for f in found if 'verdict' in f]
         if not done: continue
-        said = '; '.join(f"{f['better']} {f['ours']:.3g}, {f['worse']} {f['theirs']:.3g} ({f['score']})" for f in done)
-        out.append(dict(claim=c.name, text=c.text, paper=c.paper, ours=said, difference=done[0]['difference'], ci=done[0]['ci'], seeds=min(f.get('seeds', 0) for f in found),
+        out.append(dict(claim=c.name, text=c.text, paper=c.paper, ours=_measured(found), difference=done[0]['difference'], ci=done[0]['ci'], seeds=min(f['seeds'] for f in done),
                         verdict=together([f.get('verdict', 'undecided') for f in found]), comparisons=found, also=[f for f in also if 'verdict' in f]))
     return out
