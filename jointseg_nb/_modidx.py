@@ -1123,6 +1123,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'jointseg_nb.real.OtherSegmenter.forward': ('real.html#othersegmenter.forward', 'jointseg_nb/real.py'),
                                   'jointseg_nb.real._seeded': ('real.html#_seeded', 'jointseg_nb/real.py'),
                                   'jointseg_nb.real.chosen': ('real.html#chosen', 'jointseg_nb/real.py'),
+                                  'jointseg_nb.real.clock': ('real.html#clock', 'jointseg_nb/real.py'),
                                   'jointseg_nb.real.counts_of': ('real.html#counts_of', 'jointseg_nb/real.py'),
                                   'jointseg_nb.real.cross_validate': ('real.html#cross_validate', 'jointseg_nb/real.py'),
                                   'jointseg_nb.real.folds': ('real.html#folds', 'jointseg_nb/real.py'),
