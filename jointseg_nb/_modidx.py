@@ -1353,6 +1353,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'jointseg_nb.tables._scores': ('tables.html#_scores', 'jointseg_nb/tables.py'),
                                     'jointseg_nb.tables.as_markdown': ('tables.html#as_markdown', 'jointseg_nb/tables.py'),
                                     'jointseg_nb.tables.claims_table': ('tables.html#claims_table', 'jointseg_nb/tables.py'),
+                                    'jointseg_nb.tables.compared': ('tables.html#compared', 'jointseg_nb/tables.py'),
                                     'jointseg_nb.tables.difference': ('tables.html#difference', 'jointseg_nb/tables.py'),
                                     'jointseg_nb.tables.figure6': ('tables.html#figure6', 'jointseg_nb/tables.py'),
                                     'jointseg_nb.tables.finite': ('tables.html#finite', 'jointseg_nb/tables.py'),

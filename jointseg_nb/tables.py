@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['OF_MASKS', 'OF_GRADES', 'TAUGHT', 'NAMES', 'COLOURS', 'LINES', 'FAST', 'over_seeds', 'summary', 'finite', 'processor',
            'tables_of', 'row_of', 'difference', 'percent', 'points', 'claims_table', 'in_words', 'verdict_page',
-           'suite_table', 'as_markdown', 'plot_claims', 'plot_suite', 'plot_curves', 'plot_masks', 'plot_noise',
-           'map_points', 'plot_map', 'figure6', 'judged_by', 'write_tables', 'reproduce']
+           'compared', 'suite_table', 'as_markdown', 'plot_claims', 'plot_suite', 'plot_curves', 'plot_masks',
+           'plot_noise', 'map_points', 'plot_map', 'figure6', 'judged_by', 'write_tables', 'reproduce']
 
 # %% ../nbs/22_tables.ipynb #983c15dc
 import json, platform, time
@@ -147,13 +147,20 @@ def verdict_page(
     return '\n'.join(text)
 
 # %% ../nbs/22_tables.ipynb #20f21b3a
+def compared(
+    tables,  # of `tables_of`
+    suite,   # one of `SUITES`
+):  # list of rows; empty if fewer than two of it were run
+    "What stands side by side."
+    rows = [r for r in tables['rows'] if r['condition'] in {c.name for c in SUITES[suite]}]
+    return rows if len(rows) > 1 else []
+
 def suite_table(
     tables,  # of `tables_of`
     suite,   # one of `SUITES`
-):  # str, Markdown; '' if nothing of it was run
+):  # str, Markdown; '' if there is nothing to compare
     "The scores of a suite."
-    names = {c.name for c in SUITES[suite]}
-    rows = [r for r in tables['rows'] if r['condition'] in names]
+    rows = compared(tables, suite)
     if not rows: return ''
     def line(r):
         if 'scores' not in r: return f"| {r['condition']} | 0 | failed: {r['failed'][0]} |" + ' |'*(len(NAMES) + 1)
@@ -176,8 +183,9 @@ COLOURS = {'reproduced': 'tab:green', 'not reproduced': 'tab:red', 'undecided': 
 
 def plot_claims(
     tables,  # of `tables_of`
-):  # a matplotlib Figure
+):  # a matplotlib Figure; None without claims
     "All comparisons with their intervals."
+    if not tables['claims']: return None
     lines = [(c['claim'], k) for c in tables['claims'] for k in c['comparisons'] if 'verdict' in k and k['score'] not in ('parameters', 'masks')]
     fig = Figure(figsize=(8, .26*len(lines) + 1.1), dpi=72, layout='constrained')
     ax = fig.subplots()
@@ -196,9 +204,10 @@ def plot_suite(
     tables,  # of `tables_of`
     suite,   # one of `SUITES`
     scores=('miou', 'lesion_miou', 'top1'),  # keys of `NAMES`, one picture each
-):  # a matplotlib Figure
+):  # a matplotlib Figure; None if there is nothing to compare
     "The scores of a suite."
-    rows = [r for c in SUITES[suite] if (r := row_of(tables, c.name))]
+    rows = [r for r in compared(tables, suite) if 'scores' in r]
+    if not rows: return None
     fig = Figure(figsize=(2.6*len(scores) + 1.5, .26*len(rows) + 1), dpi=72, layout='constrained')
     for ax, score in zip(fig.subplots(1, len(scores), sharey=True), scores):
         for y, r in enumerate(rows):
@@ -214,14 +223,15 @@ def plot_suite(
 def plot_curves(
     tables,  # of `tables_of`
     names=('joint', 'segmenter alone', 'UNet', 'UNet, pre-trained', 'FCN-8s', 'FCN-8s, pre-trained', 'attention none'),  # of conditions
-):  # a matplotlib Figure
+):  # a matplotlib Figure; None if none of them was run
     "mIoU against step."
+    found = {n: r for n in names if (r := row_of(tables, n)) and r['agents'] != 'classifier'}
+    if not found: return None
     fig = Figure(figsize=(6, 2.6), dpi=72, layout='constrained')
     ax = fig.subplots()
-    for name in names:
-        if (r := row_of(tables, name)) and r['agents'] != 'classifier': ax.plot(*np.array(r['curve'], float)[:, :2].T, label=name, lw=2 if name == 'joint' else 1)
+    for name, r in found.items(): ax.plot(*np.array(r['curve'], float)[:, :2].T, label=name, lw=2 if name == 'joint' else 1)
     ax.set(title='faster convergence?', xlabel='step', ylabel='mIoU on held-out eyes', ylim=(0, None))
-    if ax.get_legend_handles_labels()[0]: ax.legend(fontsize=7, frameon=False, ncols=2)
+    ax.legend(fontsize=7, frameon=False, ncols=2)
     return fig
 
 # %% ../nbs/22_tables.ipynb #9cf5a564
@@ -236,30 +246,32 @@ def _band(ax, x, spreads, label, offset=1.):
 def plot_masks(
     tables,  # of `tables_of`
     score='miou',
-):  # a matplotlib Figure
+):  # a matplotlib Figure; None if all were trained with all masks
     "A score against the number of masks."
+    lines = {n: [r for m in (*MASKS, 0) if (r := row_of(tables, f'{n}, {m} masks' if m else n))] for n in ('joint', 'segmenter alone')}
+    if max(map(len, lines.values())) < 2: return None
     fig = Figure(figsize=(4.5, 2.6), dpi=72, layout='constrained')
     ax = fig.subplots()
-    for name in ('joint', 'segmenter alone'):
-        rows = [r for m in (*MASKS, 0) if (r := row_of(tables, f'{name}, {m} masks' if m else name))]
+    for name, rows in lines.items():
         _band(ax, [r['masks'] for r in rows], [r['scores'][score] for r in rows], name)
     ax.set(title='fewer masks?', xlabel='training masks', ylabel=NAMES[score], xscale='log')
-    if ax.get_legend_handles_labels()[0]: ax.legend(fontsize=7, frameon=False)
+    ax.legend(fontsize=7, frameon=False)
     return fig
 
 # %% ../nbs/22_tables.ipynb #e4159b8b
 def plot_noise(
     tables,  # of `tables_of`
-):  # a matplotlib Figure
+):  # a matplotlib Figure; None if no label was random
     "Both agents against the share of random labels."
+    rows = [(c.changes.get('label_noise', 0.), r) for c in NOISE if 'labels' not in c.changes and (r := row_of(tables, c.name))]
+    if len(rows) < 2: return None
     fig = Figure(figsize=(4.5, 2.6), dpi=72, layout='constrained')
     ax = fig.subplots()
-    rows = [(c.changes.get('label_noise', 0.), r) for c in NOISE if 'labels' not in c.changes and (r := row_of(tables, c.name))]
     for score in ('lesion_miou', 'top1'): _band(ax, [100*n for n, _ in rows], [r['scores'][score] for _, r in rows], NAMES[score])
     if few := row_of(tables, 'a fifth of the labels only'):
         for k, score in enumerate(('lesion_miou', 'top1')): ax.axhline(few['scores'][score]['mean'], color=f'C{k}', ls=':', lw=1)
     ax.set(title='dotted: a fifth of the labels, none random', xlabel='random labels (%)', ylabel='score', ylim=(0, 1))
-    if ax.get_legend_handles_labels()[0]: ax.legend(fontsize=7, frameon=False)
+    ax.legend(fontsize=7, frameon=False)
     return fig
 
 # %% ../nbs/22_tables.ipynb #5f7b9d10
@@ -289,12 +301,14 @@ def _map_line(top, low, found, label, offset):
 def plot_map(
     tables,  # of `tables_of`
     score='lesion_miou',
-):  # a matplotlib Figure
+):  # a matplotlib Figure; None if nothing of it was run
     "Where cooperation helps the segmenter, and what the gradients say there."
+    found = {masks: {line: map_points(tables, masks, line, score) for line in LINES} for masks in MAP_MASKS}
+    if not any(points for lines in found.values() for points in lines.values()): return None
     fig = Figure(figsize=(3*len(MAP_MASKS), 4), dpi=72, layout='constrained')
     axs = fig.subplots(2, len(MAP_MASKS), sharex=True, sharey='row', height_ratios=(2, 1))
     for (top, low), masks in zip(axs.T, MAP_MASKS):
-        for k, line in enumerate(LINES): _map_line(top, low, map_points(tables, masks, line, score), line, .9 + .1*k)
+        for k, line in enumerate(LINES): _map_line(top, low, found[masks][line], line, .9 + .1*k)
         for ax in (top, low): ax.axhline(0, color='0.3', lw=.8)
         top.set(title=f"{masks or 'all'} masks", xscale='log'); low.set(xlabel='ratio, classifier : segmenter')
     axs[0, 0].set_ylabel(f'joint - alone, {NAMES[score]}'); axs[1, 0].set_ylabel('cosine')
@@ -340,10 +354,10 @@ def write_tables(
     write_atomic(out/'tables.json', json.dumps(tables, indent=1))
     write_atomic(out/'tables.md', as_markdown(tables))
     write_atomic(out/'verdicts.md', verdict_page(tables))
-    pictures = {s: (plot_suite, s) for s in SUITES if s != 'map' and sum(row_of(tables, c.name) is not None for c in SUITES[s]) > 1}
-    if tables['claims']: pictures |= dict(claims=(plot_claims,), convergence=(plot_curves,), few_masks=(plot_masks,), random_labels=(plot_noise,), map=(plot_map,))
-    for name, (plot, *more) in pictures.items(): plot(tables, *more).savefig(out/f'{name}.png', dpi=110)
-    if picture := figure6(tables, arena): picture.savefig(out/'figure6.png', dpi=110)
+    pictures = {s: plot_suite(tables, s) for s in SUITES if s != 'map'} | dict(claims=plot_claims(tables), convergence=plot_curves(tables), few_masks=plot_masks(tables),
+        random_labels=plot_noise(tables), map=plot_map(tables), figure6=figure6(tables, arena))
+    for name, picture in pictures.items():
+        if picture: picture.savefig(out/f'{name}.png', dpi=110)
 
 # %% ../nbs/22_tables.ipynb #f9f1d757
 def reproduce(
