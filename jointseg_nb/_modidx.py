@@ -683,6 +683,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'jointseg_nb.experiments.affordable': ( 'experiments.html#affordable',
                                                                                  'jointseg_nb/experiments.py'),
                                          'jointseg_nb.experiments.attempt': ('experiments.html#attempt', 'jointseg_nb/experiments.py'),
+                                         'jointseg_nb.experiments.best_rate': ('experiments.html#best_rate', 'jointseg_nb/experiments.py'),
                                          'jointseg_nb.experiments.build': ('experiments.html#build', 'jointseg_nb/experiments.py'),
                                          'jointseg_nb.experiments.condition': ('experiments.html#condition', 'jointseg_nb/experiments.py'),
                                          'jointseg_nb.experiments.conditions': ( 'experiments.html#conditions',

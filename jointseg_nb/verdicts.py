@@ -15,7 +15,7 @@ import numpy as np
 
 # %% ../nbs/21_verdicts.ipynb #8d2473fc
 from .evaluate import paired_interval
-from .experiments import MASKS
+from .experiments import MASKS, TABLE34
 
 # %% ../nbs/21_verdicts.ipynb #70c1ec44
 def judge(
@@ -63,8 +63,9 @@ TABLES = (
           (C('joint', 'FCN-8s', factor=.5), C('joint', 'UNet', factor=.5)), (C('joint', 'FCN-8s'), C('joint', 'UNet'), C('joint', 'UNet, equal work'))),
     Claim('classifier-vs-standard', 'joint beats Inception-v3, which beats VGG-19', 'Top-1 85.1 / 84.3 / 82.5, Top-2 88.1 / 87.2 / 85.3',
           tuple(C(a, b, s) for s in ('top1', 'top2') for a, b in (('joint', 'Inception-v3'), ('Inception-v3', 'VGG-19'))),
-          tuple(C('joint', f'{n}, as published', 'top1') for n in ('Inception-v3', 'VGG-19 with batch norm'))),
-    Claim('binary', 'the same for normal and abnormal', 'binary accuracy 95.5 / 94.7 / 89.5', (C('joint', 'Inception-v3', 'binary'), C('Inception-v3', 'VGG-19', 'binary'))),
+          tuple(C('joint', c.name, 'top1') for c in TABLE34[3:])),
+    Claim('binary', 'the same for normal and abnormal', 'binary accuracy 95.5 / 94.7 / 89.5', (C('joint', 'Inception-v3', 'binary'), C('Inception-v3', 'VGG-19', 'binary')),
+          tuple(C('joint', c.name, 'binary') for c in TABLE34[3:])),
 )
 
 # %% ../nbs/21_verdicts.ipynb #a3dfa0e8

@@ -4,7 +4,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 import pytest
 from jointseg_nb import experiments as X
-from jointseg_nb.experiments import Arena, Condition, Plan, Progress, condition, conditions, keep_run, prepare, rates_to_try, read_runs, recipe_of, run_all, run_key, seconds_left, shortened
+from jointseg_nb.experiments import Arena, Condition, Plan, Progress, best_rate, condition, conditions, keep_run, prepare, rates_to_try, read_runs, recipe_of, run_all, run_key, seconds_left, shortened
 from jointseg_nb.recipes import Recipe, recipe
 
 base = recipe('pocket', steps=4, clf_batch=2, seg_batch=2, meter_every=0, precision='float32')
@@ -79,14 +79,27 @@ def test_search_goes_on_at_an_edge():
         tried = {}
         while next_ := rates_to_try(tried): tried |= {k: -abs(k - peak) for k in next_}
         return tried
-    assert sorted(best_at(0)) == [-1, 0, 1] and sorted(best_at(2)) == [-1, 0, 1, 2, 3] and sorted(best_at(-1)) == [-2, -1, 0, 1] and sorted(best_at(9)) == [-1, 0, 1, 2, 3]
+    assert sorted(best_at(0)) == [-1, 0, 1] and sorted(best_at(2)) == [-1, 0, 1, 2, 3] and sorted(best_at(-1)) == [-2, -1, 0, 1] and sorted(best_at(9)) == [-1, 0, 1, 2, 3, 4, 5]
+
+@pytest.mark.parametrize('score, tried', [(lambda k: 0., [-3, -2, -1, 0, 1, 2, 3]), (lambda k: -math.inf, [-5, -4, -3, -2, -1, 0, 1]), (lambda k: 0. if k < 1 else -math.inf, [-5, -4, -3, -2, -1, 0, 1]),
+                                          (lambda k: .4*(k == -4) if k < 0 else -math.inf, [-5, -4, -3, -2, -1, 0, 1]), (lambda k: .4*(k == 2), [-2, -1, 0, 1, 2, 3])])
+def test_a_search_that_finds_nothing_goes_on(score, tried):
+    "At both ends; below only, where it fails above; until something is learnt."
+    seen = {}
+    while next_ := rates_to_try(seen): seen |= {k: score(k) for k in next_}
+    assert sorted(seen) == tried and score(best_rate(seen)) == max(map(score, tried))
+
+def test_a_classifier_that_says_the_same_of_all_has_learnt_nothing():
+    def row(top1): return dict(valid=dict(lesion_miou=.2, top1=top1, majority=.3))
+    assert X.score_of(row(.3), 'classifier') == X.score_of(row(.25), 'classifier') == X.score_of(row(.302), 'classifier') == 0 < X.score_of(row(.4), 'classifier')
+    assert X.score_of(row(.25), 'both') == .1 and X.score_of(row(.5), 'both') == .2 and X.score_of(row(None), 'segmenter') == .2
 
 def test_nothing_is_done_twice_and_the_best_rate_is_taken(tmp_path, monkeypatch):
     calls, said = [], []
     monkeypatch.setattr(X, 'run_once', lambda *a: calls.append(a) or made_up(*a))
     todo = conditions(['cooperation'])   # of four, one takes another's rate
     rows = run_all(tmp_path, todo, base, arena, say=said.append)
-    assert len(rows) == 12 and len(calls) == len(said) - 1 == 12 + 3*4 and {r['lr'] for r in rows} == {.06667} and said[0].endswith('at least 21 runs to do, 1 at once') and '0 runs' in said[-1]
+    assert len(rows) == 12 and len(calls) == len(said) - 1 == 12 + 3*4 and {r['lr'] for r in rows if r['condition'] != 'classifier alone'} == {.06667} and said[0].endswith('at least 21 runs to do, 1 at once') and '0 runs' in said[-1]
     assert {a[1].steps for a in calls if a[-1]} == {2} and {a[1].steps for a in calls if not a[-1]} == {4}
     assert run_all(tmp_path, todo, base, arena, say=said.append) == rows and len(calls) == 24
     run_all(tmp_path, todo, base, arena, seeds=4, say=said.append)
