@@ -78,7 +78,7 @@ def tables_of(
 ):  # dict, JSON-able
     "All that was found."
     one = next((r['facts'] for r in rows if 'facts' in r), {})
-    made = dict(date=time.strftime('%Y-%m-%d'), command=command, machine=one | dict(processor=processor()), hours=round(sum(r['seconds'] for r in rows)/3600, 2))
+    made = dict(date=time.strftime('%Y-%m-%d'), command=command, machine=one | dict(processor=processor()), hours=round(sum({r['key']: r['seconds'] for r in rows}.values())/3600, 2))
     photos = dict(data=arena.data if arena.data in WORLDS else 'a data set on the disk', label=arena.label, **(dict(n=arena.n, n_test=arena.n_test) if arena.data in WORLDS else {}))
     return finite(dict(made=made, photographs=photos, recipe=json.loads(recipe_to_json(base)), rows=summary(rows), claims=verdicts(rows)))
 
@@ -173,7 +173,7 @@ def as_markdown(
 ):  # str
     "The page."
     m, text = tables['made'], ['# What was found', '']
-    text += [f"{m['date']}, {m['machine'].get('processor', '')}, {m['machine'].get('precision', '')}, {m['hours']} hours of training in all. {tables['photographs']['data']}. Made by `{m['command']}`.", '', claims_table(tables), '']
+    text += [f"{m['date']}, {m['machine'].get('processor', '')}, {m['machine'].get('precision', '')}, {m['hours']} hours of training, searches for rates not counted. {tables['photographs']['data']}. Made by `{m['command']}`.", '', claims_table(tables), '']
     for suite in SUITES:
         if table := suite_table(tables, suite): text += [f'## {suite}', '', table, '']
     return '\n'.join(text)

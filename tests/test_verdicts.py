@@ -65,15 +65,20 @@ def test_one_seed_decides_nothing(done):
     assert {c['verdict'] for c in t['claims']} <= {'undecided'} and t['claims'][0]['ci'] == [None, None]
     as_markdown(t), plot_claims(t), plot_suite(t, 'table1'), plot_map(t)
 
+def test_a_run_under_two_names_is_counted_once(done):
+    ours = {r['key'] for r in done if r['condition'] == 'joint'}
+    rows = [r | dict(seconds=3600.*(r['key'] in ours)) for r in done]
+    assert sum(r['seconds'] > 0 for r in rows) > 3 and tables_of(rows, base, arena)['made']['hours'] == 3
+
 def test_what_failed_is_told_and_compared_with_nothing(done):
-    rows = [dict(condition='joint', seed=r['seed'], failed='the loss is nan', seconds=1.) if r['condition'] == 'joint' else r for r in done]
+    rows = [dict(key=r['key'], condition='joint', seed=r['seed'], failed='the loss is nan', seconds=1.) if r['condition'] == 'joint' else r for r in done]
     assert compare(Comparison('joint', 'segmenter alone'), rows) is None and compare(Comparison('joint', .1, 'gain'), rows) is None
     t = tables_of(rows, base, arena)
     assert row_of(t, 'joint') is None and summary(rows)[0]['failed'] == ['the loss is nan']*3 and 'failed: the loss is nan' in as_markdown(t)
     plot_suite(t, 'cooperation'), plot_masks(t), plot_curves(t)
 
 def test_one_seed_that_failed_is_left_out(done):
-    rows = [dict(condition='joint', seed=0, failed='x', seconds=1.) if (r['condition'], r['seed']) == ('joint', 0) else r for r in done]
+    rows = [dict(key=r['key'], condition='joint', seed=0, failed='x', seconds=1.) if (r['condition'], r['seed']) == ('joint', 0) else r for r in done]
     assert compare(Comparison('joint', 'segmenter alone'), rows)['seeds'] == 2
     assert difference(tables_of(rows, base, arena), 'joint', 'segmenter alone')[0] == pytest.approx(.1)
 
