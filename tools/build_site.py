@@ -37,13 +37,21 @@ def opening(
     text = re.sub(r'\A# .*\n+(?:>.*\n?)*', '', ''.join(first['source'])).strip()
     return [dict(cell_type='markdown', id='opening', metadata={}, source=text)] if text else []
 
+def brief(
+    line, # of a reference table's signature
+):        # str
+    "Its default, if it is long, as an ellipsis: a whole table of presets says less than its name in the source, and addresses of functions differ from build to build."
+    return re.sub(r'^(    \w+:[^=]+=)(?:(?! # |, \w+:).){60,}?(,(?: #.*)?\s*)$', r'\1…\2', line)
+
 def settle(
     page:Path, # a page in _proc, e.g. _proc/00_fundus.ipynb
 )->Path:       # where it is now, e.g. _proc/fundus.ipynb
     "Name a page after the file it becomes, complete its opening, and make it a valid notebook."
     nb = json.loads(page.read_text(encoding='utf-8'))
     nb['cells'][1:1] = opening(page)
-    for c in nb['cells']: c['metadata'].pop('execution', None)
+    for c in nb['cells']:
+        c['metadata'].pop('execution', None)
+        for o in c['outputs'] if c.get('has_sd') else (): o['data']['text/markdown'] = [brief(line) for line in o['data']['text/markdown']]
     head = ''.join(nb['cells'][0]['source'])
     name = re.search(r'^output-file: *(\S+)\.html\n', head, re.M)
     if name: nb['cells'][0]['source'] = head.replace(name[0], '')
