@@ -22,6 +22,7 @@ from jointseg_nb.cooperate import set_up
 from jointseg_nb.data import embedded
 from jointseg_nb.engine import facts
 from jointseg_nb.evaluate import evaluate
+from jointseg_nb.experiments import told
 from jointseg_nb.fit import quick_scores
 from jointseg_nb.recipes import recipe
 from jointseg_nb.runs import write_atomic
@@ -86,8 +87,8 @@ def main():
     p.add_argument('--out', default=Path(__file__).with_suffix('.json'), type=Path)
     args = p.parse_args()
     wanted = [(s, c) for s in range(args.seeds) for c in args.only.split(',')]
-    # The whole recipe is the key: a result of an older recipe is never mixed with a newer one.
-    key = {c: str(condition(c, 0)) for c in CONDITIONS}
+    # What a recipe tells is the key: a run of another recipe is never mixed with these, and a field that is new changes nothing.
+    key = {c: told(condition(c, 0)) for c in CONDITIONS}
     old = json.loads(args.out.read_text()) if args.out.exists() else {}
     runs = [r for r in old.get('runs', []) if r['condition'] in key and old['recipes'].get(r['condition']) == key[r['condition']]]
     wanted = [w for w in wanted if not any((r['seed'], r['condition']) == w for r in runs)]
@@ -97,7 +98,7 @@ def main():
             run, machine = job.result()
             runs.append(run)
             content = dict(command=shlex.join(['python', 'benchmarks/pocket.py', *sys.argv[1:]]), date=datetime.date.today().isoformat(),
-                           machine=machine | dict(processor=cpu_name()), recipes=key, runs=sorted(runs, key=lambda r: (r['seed'], r['condition'])))
+                           machine=machine | dict(processor=cpu_name()), recipes={c: key[c] for c in key if any(r['condition'] == c for r in runs)}, runs=sorted(runs, key=lambda r: (r['seed'], r['condition'])))
             write_atomic(args.out, json.dumps(content, indent=1))
             print('{condition:15s} seed {seed}'.format(**run), {k: run['final'][k] for k in ('lesion_miou', 'miou', 'top1')}, flush=True)
 

@@ -13,13 +13,13 @@ __all__ = ['OUTSIDE', 'RUN_HELP', 'LIVE_CELL', 'LIVE_TEXT', 'LIVE_FREE', 'LAB_SE
            'lab', 'place_template']
 
 # %% ../nbs/37_commands.ipynb #9005c82f
-import argparse, errno, json, re, sys, warnings
+import argparse, errno, json, sys, warnings
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
 
 # %% ../nbs/37_commands.ipynb #44714c1f
-from .recipes import CHOICES, GROUPS, RECIPES, Recipe, check_field, field_comments, read_recipe, recipe
+from .recipes import CHOICES, GROUPS, RECIPES, Recipe, check_field, drawn_eyes, field_comments, read_recipe, recipe
 
 # %% ../nbs/37_commands.ipynb #469ec7da
 def add_recipe_options(
@@ -138,7 +138,7 @@ def check_data(
     "A ValueError for data that is not there."
     for p in paths or ():
         path = p if '=' not in p else named(p)
-        if not re.fullmatch(r'embedded(:\d+)?', path) and not Path(path).exists(): raise ValueError(f"data={p!r} is not there; name a folder of photographs, or 'embedded' for the procedural eyes")
+        if not Path(path).exists() and drawn_eyes(path) is None: raise ValueError(f"data={p!r} is not there; name a folder of photographs, or 'embedded' for the procedural eyes")
 
 # %% ../nbs/37_commands.ipynb #a5a2038e
 def train_parser():
@@ -352,7 +352,7 @@ def evaluation_set(
         recipe = _run_recipe(args.run)
         if recipe is None: raise ValueError(f'part={part}, but {args.run!r} is no folder of a run, which alone knows what it held out: name one, or choose test or all')
         begun = how_begun(Run(args.run, resume=True), True, data=args.data, label=args.label, reading=reading or None)
-        source = load_source(begun['data'], recipe, begun['label'], **begun['reading'])
+        source = load_source(begun['data'], recipe, begun['label'], **dict(crop_field=facts['crop_field']) | begun['reading'])
         check_same_photographs(source, begun)
     else: return _any_set(args, facts, part, reading), None, part
     train, valid = parts(source, recipe)
@@ -366,8 +366,11 @@ def _any_set(args, facts, part, reading):
     from jointseg_nb.fundus import LESIONS
     size, label = facts['size'], args.label or ('has_dr' if len(facts['label_names']) == 2 else 'auto')
     classes = None if tuple(facts['mask_classes']) == LESIONS else tuple(facts['mask_classes'])
-    def one(path, how): return read(path, size=size, label=label, part=part, classes=classes, crop_field=facts['crop_field'], **reading | how)
-    each = [embedded(500, seed=1, size=size, label=label) if d == 'embedded' else one(*named_set(d)) for d in args.data]
+    def one(d):
+        if (drawn := drawn_eyes(d, 500)) is not None: return embedded(drawn, seed=1, size=size, label=label)
+        path, how = named_set(d)
+        return read(path, size=size, label=label, part=part, classes=classes, crop_field=facts['crop_field'], **reading | how)
+    each = [one(d) for d in args.data]
     return each[0] if len(each) == 1 else join(*each)
 
 # %% ../nbs/37_commands.ipynb #c2379ecf77
@@ -497,7 +500,7 @@ session = live({given})
 session.panel()'''
 
 LIVE_TEXT = '''Move a knob and the next step is done with it. **Ratio**: how fast the classifier learns, compared with the segmenter. **Label noise**: which part of the
-classifier's labels is wrong. **Attention**: which encoder map (column) each level of the decoder (row) may look at. **A question to try** moves the knobs for you and says what to look for. The line below the eyes
+classifier's labels is made random. **Attention**: which encoder map (column) each level of the decoder (row) may look at. **A question to try** moves the knobs for you and says what to look for. The line below the eyes
 winds the masks back to any step, while training goes on; each button below it opens a view.
 
 The training belongs to the kernel, not to this page: close the tab, come back, and it is still there. It is kept in `runs/lab` too, so a new kernel goes on with it. The cell below runs while training goes on. Two trainings side by
@@ -508,7 +511,7 @@ snap.step, snap.state, snap.scores.get('lesion_miou')'''
 
 # %% ../nbs/37_commands.ipynb #437c6edb
 def live_cell(
-    data=None,      # folder of photographs, or None for embedded eyes
+    data=None,      # where photographs are, or None or 'embedded' for embedded eyes
     label=None,     # what its classifier shall learn, or None to find out
     recipe=None,    # a key of `RECIPES`, or the path of a recipe.json; None for pocket
     setup=None,     # a string of `Session.to_string`, instead of a recipe
@@ -517,7 +520,7 @@ def live_cell(
     "The code that starts a session on these."
     given = [] if name == 'live' else [repr(name)]
     given += [f'setup={setup!r}'] if setup else [f'recipe={_recipe_code(recipe or "pocket")}']
-    if data is not None: given.append(f'source={str(Path(data).resolve())!r}')
+    if data not in (None, 'embedded'): given.append(f'source={str(Path(data).resolve())!r}')
     if label: given.append(f'label={label!r}')
     made = '' if setup else f"\nfrom jointseg_nb.recipes import {'recipe_from_json' if (recipe or '').endswith('.json') else 'recipe'}"
     return LIVE_CELL.format(imports=made, given=', '.join(given))
@@ -612,7 +615,7 @@ def free_port(
 def lab_parser():
     "The options of `jointseg-lab`."
     p = argparse.ArgumentParser('jointseg-lab', description='Open JupyterLab on the live panel: move knobs while two agents learn, and watch the masks.')
-    p.add_argument('--data', help='a folder of photographs, masks and labels (default: embedded eyes)')
+    p.add_argument('--data', help='a data set on disk: its folder, or its .npz file (default: embedded eyes)')
     p.add_argument('--label', help="what the classifier learns from that folder: 'grade', 'has_dr' or a column of its table (default: grade where it can)")
     p.add_argument('--recipe', help=f"{' or '.join(RECIPES)}, or the path of a recipe.json (default: pocket)")
     p.add_argument('--setup', metavar='STRING', help="a whole set-up, as the panel's Share gives it (js1:...)")
@@ -626,13 +629,18 @@ def check_lab(
     args,  # what argparse made of the command line
 ):
     "Raise ValueError for what cannot work."
-    if args.data is not None and not Path(args.data).is_dir(): raise ValueError(f'data={args.data!r} is no folder; name the folder that holds images/, masks/ and labels.csv')
+    if args.data not in (None, 'embedded'): _check_place(args.data)
     if args.setup and args.recipe: raise ValueError('setup and recipe do not go together: a set-up holds its recipe')
     if args.setup: _check_setup(args.setup)
     elif (args.recipe or '').endswith('.json'): read_recipe(args.recipe)
     elif args.recipe: recipe(args.recipe)
     module, extra, name = ('voila', 'app', 'Voilà') if args.app else ('jupyterlab', 'lab', 'JupyterLab')
     if importlib.util.find_spec(module) is None: raise ValueError(f"{name} is not installed; pip install 'jointseg_nb[{extra}]'")
+
+def _check_place(data):
+    "A ValueError for a place where no photographs can be."
+    from jointseg_nb.presets import check_place
+    check_place(Path(data))
 
 def _check_setup(text):
     "A ValueError for a set-up that nobody can read."

@@ -18,7 +18,7 @@ from fastcore.basics import patch
 
 # %% ../nbs/14_cooperate.ipynb #fff3be51
 from .agents import JointSeg
-from .data import Augment, Stream, embedded, few, near, split
+from .data import Augment, Stream, as_indices, embedded, few, near, split
 from .engine import Engine
 from .losses import Loss, class_weights, mass
 from .noise import PartialRandomLabels
@@ -212,20 +212,12 @@ def gradients(self: Cooperation, agent, meter=False):
     self.model.zero_grad(set_to_none=True)
     x, y = self.next_batch(agent)
     loss, v = self.backward(agent, x, y).item(), self.values
-    if agent == 'seg' and math.isnan(loss) and not (y != 255).any(): loss = self._learn_nothing(agent)
     if not math.isfinite(loss): raise FloatingPointError(f"the {agent} loss is {loss} at step {self.step_done + 1}: lower lr (now {v['lr']}) or lr_ratio (now {v['lr_ratio']}), or clip the gradients (clip, now {v['clip']})")
     wanted = [p.grad.clone() for p in self.shared] if meter else None
     if v['clip']: torch.nn.utils.clip_grad_norm_(self.moved[agent], v['clip'])
     decayed = self.decayed[agent]
     if v['weight_decay']: torch._foreach_add_([p.grad for p in decayed], decayed, alpha=v['weight_decay'])
     return loss, len(x), wanted
-
-# %% ../nbs/14_cooperate.ipynb #ab6b8f07
-@patch
-def _learn_nothing(self: Cooperation, agent):
-    "No pixel of the batch is known: a gradient of zeros, and the loss that goes with it."
-    for p in self.moved[agent]: p.grad = torch.zeros_like(p)
-    return 0.
 
 # %% ../nbs/14_cooperate.ipynb #cace4a12
 @patch
@@ -379,12 +371,13 @@ def set_up(
     recipe,        # a `Recipe`
     source=None,   # a `Source`; None for 1,000 embedded eyes
     device=None,   # see `pick_device`
+    dealt=None,    # (training, held-out) indices; None: dealt by the recipe
 ):  # a `Setup`
     "Split, streams, noise, network and trainer of a recipe. The same recipe and source give the same bits."
     r, engine = recipe, Engine(device, recipe.precision)
     source = embedded(1000, seed=0, size=r.size) if source is None else source
     if source.images.shape[-1] != r.size: raise ValueError(f"source has photographs of {source.images.shape[-1]} px, the recipe wants size={r.size}; read it at that size")
-    train, valid = parts(source, r)
+    train, valid = parts(source, r) if dealt is None else map(as_indices, dealt)
     model, source = make_model(r, source), near(source, engine.device)
     clf, seg = make_streams(source, train, r, engine.device)
     if r.crop % model.stride: raise ValueError(f"crop={r.crop} must be a multiple of {model.stride}, the network's total stride; the nearest is {max(1, round(r.crop/model.stride))*model.stride}")
@@ -396,13 +389,13 @@ def set_up(
 # %% ../nbs/14_cooperate.ipynb #8d4261dc
 def make_model(
     recipe,  # a `Recipe`
-    source,  # a `Source`, for its classes and labels
+    source,  # a `Source`, for its classes, its labels and its `crop_field`
 ):  # a `JointSeg`
     "A randomly initialised network for `source`."
-    r = recipe
+    r, told = recipe, {} if source.crop_field is None else dict(crop_field=source.crop_field)
     model = JointSeg(source.n_labels, source.n_classes, size=r.net, stem_stride=r.stem_stride, attention=r.attention, norm=r.norm, seed=r.seed)
     model.meta = dict(mask_classes=list(source.mask_classes), label_names=list(source.label_names), size=r.size, crop=r.crop,
-                      mask_colors=torch.as_tensor(source.mask_colors).tolist())
+                      mask_colors=torch.as_tensor(source.mask_colors).tolist()) | told
     return model
 
 # %% ../nbs/14_cooperate.ipynb #a4bd16b8

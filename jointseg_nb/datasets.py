@@ -554,7 +554,7 @@ def read(
     progress=False, # show a progress bar
     title=None, # what to call the Source
     quiet=False, # do not warn of what was left out (it stays in `problems` and `notes`)
-): # Source, with the lists `problems` (what was left out) and `notes`
+): # Source, with the lists `problems` (what was left out) and `notes`, and with `crop_field`
     "Read a data set: look at the folder, pick the reader, prepare every photograph, and build one Source of them."
     found = find(path, layout, label, task, part, classes, empty_masks, links)
     preparation = Preparation(size, crop_field and not LAYOUTS[found.layout].cropped, mask_resize, found.classes)
@@ -562,6 +562,7 @@ def read(
     folder = default_cache(path, preparation, root=None if cache is True else cache) if cache else None
     prepared = prepare(found.entries, preparation, folder, workers, progress, title or found.title)
     source = _assemble(found, prepared, path, strict, title)
+    source.crop_field = None if LAYOUTS[found.layout].cropped else bool(crop_field)
     if not quiet: _warn(source, len(found.entries))
     return source
 

@@ -70,13 +70,15 @@ class Turns:
     def __init__(self,
         sessions,  # several `Session`
         few=5,     # steps of each before it is the next one's turn
-    ): self.sessions, self.few, self.thread, self.error, self._go = sessions, few, None, None, threading.Event()
+        over=None, # called when the turns have ended
+    ): self.sessions, self.few, self.over, self.thread, self.error, self._go = sessions, few, over or (lambda: None), None, None, threading.Event()
 
     @property
     def running(self): return self._go.is_set()
 
     def run(self):
         "Begin."
+        self.error = None
         self._go.set()
         if self.thread is None or not self.thread.is_alive():
             self.thread = threading.Thread(target=self._work, daemon=True, name='jointseg-turns')
@@ -89,15 +91,20 @@ class Turns:
 
 # %% ../nbs/34_duel.ipynb #f9fccb9d
 @patch
+def _unfinished(self: Turns): return [s for s in self.sessions if s.snapshot.step < s.recipe.steps]
+
+@patch
 def _work(self: Turns):
     "Turns, until nobody has steps left."
     try:
-        while self._go.is_set() and any(s.snapshot.step < s.recipe.steps for s in self.sessions):
-            behind = min(s.snapshot.step for s in self.sessions)
-            for s in self.sessions:
+        while self._go.is_set() and (left := self._unfinished()):
+            behind = min(s.snapshot.step for s in left)
+            for s in left:
                 if self._go.is_set() and s.snapshot.step <= behind: s.step(self.few)
     except Exception as e: self.error = e
-    finally: self._go.clear()
+    finally:
+        self._go.clear()
+        self.over()
 
 # %% ../nbs/34_duel.ipynb #b0078545
 _BEGUN = weakref.WeakSet()   # turns that have had a thread
@@ -119,7 +126,7 @@ class Duel(widgets.VBox):
         super().__init__()
         names = [*(s.name for s in live_settings()), 'switches']
         linked = [n for n in names if n not in apart(a, b)] if linked is None else linked
-        self.sessions, self.turns = (a, b), Turns((a, b))
+        self.sessions, self.turns = (a, b), Turns((a, b), over=self._ended)
         self.panels = tuple(classed(s.panel(opened=(), title=t), t.lower()) for s, t in zip((a, b), 'AB'))
         self._make_buttons(names, linked)
         self.said, self.table, self.chart = classed(widgets.HTML(), 'unlike'), classed(widgets.HTML(), 'difference'), classed(Chart(), 'duel-chart')
@@ -176,6 +183,7 @@ def _passed_on(self: Duel, name, value, other):
 def run(self: Duel):
     "Train both, at once or in turn."
     self.pause()
+    self.turns.error = None
     if self.how.value == 'in turn': self.turns.run()
     else:
         for p in self.panels: p._ask(p.session.run)
@@ -191,16 +199,25 @@ def pause(self: Duel):
 def reset(self: Duel):
     "Start both over, knobs as they stand."
     self.turns.pause()
+    self.turns.error = None
     for p in self.panels: p._ask(p.session.reset)
 
 # %% ../nbs/34_duel.ipynb #d5873366
 @patch
-def paint(self: Duel, snap):
+def paint(self: Duel, snap=None):
     "Show what is different now."
     one, two = (s.snapshot for s in self.sessions)
     unlike = [f'{words(k.replace("_", " "))} {_word(x)} / {_word(y)}' for k, (x, y) in apart(*self.sessions).items()]
-    self.said.value = 'A / B differ in: <b>' + ', '.join(unlike) + '</b>' if unlike else 'A and B are set up alike'
+    said = 'A / B differ in: <b>' + ', '.join(unlike) + '</b>' if unlike else 'A and B are set up alike'
+    self.said.value = said + _error_line(self.turns.error)
     self.table.value = duel_view(one, two)
     if self.chart.spec != (now := duel_chart(one, two)): self.chart.spec = now
+
+@patch
+def _ended(self: Duel):
+    "The turns are over: if an error ended them, say it, unless the duel has been taken away."
+    if self.turns.error is not None and self.comm is not None: self.paint()
+
+def _error_line(error): return '' if error is None else f'<br><b role="alert">the turns ended: {words(f"{type(error).__name__}: {error}")}</b>'
 
 def _word(x): return f'{sum(map(sum, x))} on' if isinstance(x, tuple) else words(short(x))

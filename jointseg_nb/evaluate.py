@@ -21,7 +21,7 @@ import torch
 from fastcore.basics import patch
 
 # %% ../nbs/15_evaluate.ipynb #e7a97d35
-from .data import plain_batches, standardise
+from .data import as_indices, plain_batches, standardise
 from .engine import Engine
 
 # %% ../nbs/15_evaluate.ipynb #2b766f75
@@ -216,17 +216,18 @@ def calibration_error(
 # %% ../nbs/15_evaluate.ipynb #64d726a1
 def bootstrap(
     statistic,    # function of weights (b,n) double that gives values (b, ...)
-    n,            # number of photographs
+    n,            # number of patients; of photographs where each is a patient of its own
     rounds=1000,  # draws
     seed=0,       # of the draws
     at_once=50,   # draws in one call of `statistic`
+    patient=None, # of each photograph, (photographs,) long, 0 to n - 1; None: each is one of its own
 ):  # (rounds, ...) values
-    "A statistic on photographs drawn again with replacement."
+    "A statistic on patients drawn again with replacement, each with all photographs."
     g, values = torch.Generator().manual_seed(seed), []
     for k in range(0, rounds, at_once):
         picks = torch.randint(0, n, (min(at_once, rounds - k), n), generator=g)
         weights = torch.zeros(picks.shape, dtype=torch.float64).scatter_add_(1, picks, torch.ones(picks.shape, dtype=torch.float64))
-        values.append(statistic(weights))
+        values.append(statistic(weights if patient is None else weights[:, patient]))
     return torch.cat(values)
 
 def interval(
@@ -272,6 +273,7 @@ class Evaluation:
     probabilities: torch.Tensor = None  # (images, n_labels) float32, of the grades
     truth: torch.Tensor = None          # (images,) long, the true grade, -1 unknown
     scores: torch.Tensor = None         # (n_classes, bins, 2) pixels by score, see `pixel_scores`; None if not asked for
+    groups: tuple = None                # the patient of each image; None: each is one of its own
 
     def metrics(self, threshold=.5):
         "The usual numbers, JSON-able; None where there was nothing to count. `threshold`: of 1 - p_0, for the binary accuracy by threshold."
@@ -306,14 +308,18 @@ def intervals(self:Evaluation,
     seed=0,      # of the draws
     level=.95,   # of confidence
 ):  # dict like `metrics`, [low, high] for each number
-    "Bootstrap intervals over the photographs."
-    with_mask, graded = self.overlaps[self.overlaps.sum((1, 2)) > 0], self.truth >= 0
-    out = {}
-    if len(with_mask):
-        found = interval(bootstrap(_mask_statistic(with_mask), len(with_mask), rounds, seed), level).T
+    "Bootstrap intervals over the patients."
+    with_mask, graded = self.overlaps.sum((1, 2)) > 0, self.truth >= 0
+    groups, out = self.groups or range(len(self.truth)), {}
+    def ends(statistic, which):
+        number = {}
+        patient = torch.tensor([number.setdefault(groups[i], len(number)) for i in which.nonzero().flatten().tolist()])
+        return interval(bootstrap(statistic, len(number), rounds, seed, patient=patient), level).T
+    if with_mask.any():
+        found = ends(_mask_statistic(self.overlaps[with_mask]), with_mask)
         out |= dict(zip(('miou', 'lesion_miou', 'lesion_dice'), found)) | dict(iou=dict(zip(self.mask_classes, found[3:])))
     if graded.any():
-        found = interval(bootstrap(_grade_statistic(self.probabilities[graded], self.truth[graded]), int(graded.sum()), rounds, seed), level).T
+        found = ends(_grade_statistic(self.probabilities[graded], self.truth[graded]), graded)
         out |= dict(zip(('top1', 'top2', 'binary', 'kappa', 'auc'), found))
     plain = lambda v: {k: plain(x) for k, x in v.items()} if isinstance(v, dict) else [_clean(x) for x in v]
     return plain(out)
@@ -356,7 +362,9 @@ def evaluate(
     if has != (n, k): raise ValueError(f"model tells {has[0]} mask classes and {has[1]} grades, source has {n} and {k}: {', '.join(source.mask_classes)}; {', '.join(source.label_names)}")
     masks, kept, by_score = torch.zeros(n, n, dtype=torch.long), [], 0 if scores else None
     model.eval()
-    for b in plain_batches(source, torch.arange(len(source)) if indices is None else indices, batch_size, crop=crop):
+    index = as_indices(torch.arange(len(source)) if indices is None else indices, len(source))
+    if not len(index): raise ValueError('indices is empty: there is nothing to judge; give one photograph at least')
+    for b in plain_batches(source, index, batch_size, crop=crop):
         with engine.autocast(): grade, mask = model(engine.place(b.x))
         counts = confusions(mask.argmax(1).cpu(), b.y, n)
         masks += counts.sum(0)
@@ -364,7 +372,7 @@ def evaluate(
         if scores: by_score = by_score + pixel_scores(mask, b.y.to(mask.device)).cpu()
     model.train(was)
     each, probabilities, said, truth = map(torch.cat, zip(*kept))
-    return Evaluation(masks, confusion(said, truth, k), tuple(source.mask_classes), tuple(source.label_names), each, probabilities, truth, by_score)
+    return Evaluation(masks, confusion(said, truth, k), tuple(source.mask_classes), tuple(source.label_names), each, probabilities, truth, by_score, tuple(source.groups[i] for i in index.tolist()))
 
 # %% ../nbs/15_evaluate.ipynb #fc43fa50
 @dataclass(frozen=True)

@@ -78,7 +78,7 @@ TABLE34 = [JOINT, Condition('VGG-19', CLF, VGG, rate=.02), Condition('Inception-
 COOPERATION = [JOINT, SEGMENTER, CLASSIFIER, equal_work(SEGMENTER, SEGMENTER.name)]
 
 # %% ../nbs/20_experiments.ipynb #74b7873c
-NOISE = [JOINT] + [Condition(f'{n:.0%} random labels', dict(label_noise=n), like='joint') for n in (.2, .5, .8, 1.)] + [Condition('a fifth of the labels only', dict(labels=160), like='joint')]
+NOISE = [JOINT] + [Condition(f'{n:.0%} random labels', dict(label_noise=n), like='joint') for n in (.2, .5, .8, 1.)] + [Condition('160 labels, all true', dict(labels=160), like='joint')]
 
 # %% ../nbs/20_experiments.ipynb #514de2dd
 ATTENTION = [JOINT, Condition('attention none', dict(attention='none'))] + [Condition(f'attention {a}', dict(attention=a), like='joint') for a in ('unet', 'sum', 'learned')]

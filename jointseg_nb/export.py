@@ -232,7 +232,7 @@ def save_program(
 def load_program(
     path,  # what `save_program` wrote
 ):  # (function of photographs (n,3,height,width) float32, 0 to 255; dict, what its outputs are called)
-    "A saved program, ready to call."
+    "A saved program, ready to call. Loading may run code that the file brings along: from strangers take .onnx or .safetensors."
     extra = {'jointseg.json': ''}
     program = torch.export.load(str(path), extra_files=extra)
     return program.module(), json.loads(extra['jointseg.json'])

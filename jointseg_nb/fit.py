@@ -23,12 +23,12 @@ from tqdm.auto import tqdm
 # %% ../nbs/17_fit.ipynb #6dc2d050
 from .cooperate import AGENTS, collapse_warning, set_up, stalled
 from .cache import kept_eyes
-from .data import Augment, embedded, join, take_window
+from .data import Augment, as_indices, embedded, join, take_window
 from .datasets import LAYOUTS, read
 from .engine import facts
 from .evaluate import evaluate, predict
 from .figures import comparison, film_frame, film_strip, save_film
-from .recipes import read_recipe
+from .recipes import drawn_eyes, read_recipe
 from .runs import Run, RunFailed, RunWarning, check_same_recipe, check_writable, parse_every, whole_file
 
 # %% ../nbs/17_fit.ipynb #ee7d2ab4
@@ -54,9 +54,9 @@ def load_source(
     if isinstance(data, (list, tuple)):
         each = [load_source(d, recipe, label, n, progress, **reading) for d in data]
         return each[0] if len(each) == 1 else join(*each)
-    if of_embedded := re.fullmatch(r'embedded(?::(\d+))?', str(data)):
-        n, small = int(of_embedded[1] or n), recipe.size <= 128 and reading.get('cache') is not False
-        return embedded(n, seed=0, size=recipe.size, progress=progress, label=label, keep=kept_eyes if small else None, workers=min(2, os.cpu_count() or 1))
+    if (drawn := drawn_eyes(data, n)) is not None:
+        small = recipe.size <= 128 and reading.get('cache') is not False
+        return embedded(drawn, seed=0, size=recipe.size, progress=progress, label=label, keep=kept_eyes if small else None, workers=min(2, os.cpu_count() or 1))
     path, how = named_set(data)
     return read(path, size=recipe.size, label=label, progress=progress, **reading | how)
 
@@ -103,7 +103,7 @@ def show_eyes(
     "Photographs, masks and grades of some eyes, as the network sees them."
     rows, cols = Augment(crop=crop, strength=0.).window(torch.zeros(len(indices), 7), *source.images.shape[2:])
     images = take_window(source.images[indices], rows, cols, fill=0).permute(0, 2, 3, 1)
-    masks = take_window(source.masks[indices], rows, cols, fill=255)
+    masks = take_window(source.masks_at(as_indices(indices)), rows, cols, fill=255)
     grades = tuple(source.label_names[i] if i >= 0 else None for i in source.labels[indices].tolist())
     return Shown(frozen(images), frozen(masks), grades, tuple(source.mask_classes), frozen(source.mask_colors))
 
@@ -475,7 +475,7 @@ def data_paths(
     if hasattr(data, 'images'): return None
     def in_full(d):
         path, _ = named_set(d)
-        return d if re.fullmatch(r'embedded(:\d+)?', d) else d[:len(d) - len(path)] + str(Path(path).resolve())
+        return d if drawn_eyes(d) is not None else d[:len(d) - len(path)] + str(Path(path).resolve())
     return [in_full(str(d)) for d in (data if isinstance(data, (list, tuple)) else [data])]
 
 # %% ../nbs/17_fit.ipynb #92d737f1

@@ -326,7 +326,7 @@ def _restored(self: Kept, run, state):
     values = lab['values'] | (later['values'] if later.get('step') == t.step_done else {})
     values |= dict(switches=switch_rows(values['switches']))
     with self._cv:
-        values |= {k: self._now['values'][k] for k in self._now.get('waiting', ()) if self._run is run}
+        values |= {k: run.now['values'][k] for k in run.now.get('waiting', ())}
         stands = t.values | dict(switches=switch_rows(t.model.switches.tolist()))
         moved = {k: v for k, v in values.items() if stands[k] != v}
         run.knobs.set(**moved)
@@ -346,7 +346,7 @@ def _note(self: Kept, run, report, rest):
 @patch
 def _keep(self: Kept, run):
     "Have a checkpoint written; the future of it."
-    t, snap, start = run.setup.trainer, self.snapshot, time.monotonic()
+    t, snap, start = run.setup.trainer, self._told(run), time.monotonic()
     lab = dict(rows=[dict(r) for r in snap.history], values=dict(snap.values), scores=dict(snap.scores), scored=snap.scored, confusion=None if snap.confusion is None else snap.confusion.tolist())
     state = dict(trainer=copied(t.state_dict()), seconds=run.seconds, scores={}, looks=[], warnings=[], film={}, lab=lab, lab_film=snap.film)
     lines, run.lines, run.writing = run.lines, [], True
@@ -363,10 +363,16 @@ def _written(self: Kept, run, state, lines, said, mark, took):
         self._publish(run, saved=state['trainer']['step'])
     except Exception as e:
         run.lines = lines + run.lines
-        self._publish(run, remark=f'not kept since step {max(0, self._now.get("saved", 0))}: {e}')
+        self._complain(run, e)
     finally:
         run.keeping.last, run.writing = time.monotonic(), False
         run.keeping.costs.append(took + run.keeping.last - start)
+
+@patch
+def _complain(self: Kept, run, error):
+    "A remark that the last steps are not in the folder; of a run that was replaced, beside the one under way."
+    said = f'not kept since step {max(0, run.now.get("saved", 0))}: {error}'
+    if not self._publish(run, remark=said): self._publish(self._run, remark=f'the run before is {said}')
 
 # %% ../nbs/27_keeping.ipynb #f1f1db2e
 @patch
@@ -376,7 +382,7 @@ def _keep_knobs(self: Kept, run):
     run.noted = True
     def write():
         run.noted = False
-        try: run.place.write_json('knobs', dict(step=self._now.get('step', 0), values=dict(self._now['values'])))
+        try: run.place.write_json('knobs', dict(step=run.now.get('step', 0), values=dict(run.now['values'])))
         except OSError as e: self._publish(run, remark=f'the knobs are not kept: {e}')
     self._keeper.ask(write)
 
@@ -384,6 +390,42 @@ def _keep_knobs(self: Kept, run):
 @patch
 def _keep_at_rest(self: Kept, run):
     "A checkpoint now, unless there is one of this step; then the network by itself, for who wants to predict with it."
-    if not run.place or not run.built or self._run is not run or (self._now.get('saved') == run.setup.trainer.step_done and not run.lines and not self._now.get('waiting')): return
-    self._keep(run).result()
-    if self._now.get('saved') == run.setup.trainer.step_done: run.setup.trainer.eval_model.save(run.place.path/'model.safetensors')
+    if not run.place or not run.built or self._run is not run: return
+    if self._unkept(run): self._keep(run).result()
+    self._save_network(run)
+
+@patch
+def _unkept(self: Kept, run):
+    "Is there something that its last checkpoint does not know?"
+    return bool(run.now.get('saved') != run.setup.trainer.step_done or run.lines or run.now.get('waiting'))
+
+@patch
+def _save_network(self: Kept, run):
+    "The network by itself, unless it is there; one that could not be kept is not worth it."
+    t = run.setup.trainer
+    if run.network == t.step_done or run.now.get('saved') != t.step_done: return
+    try: t.eval_model.save(run.place.path/'model.safetensors')
+    except OSError as e: return self._complain(run, e)
+    run.network = t.step_done
+
+# %% ../nbs/27_keeping.ipynb #40b78006
+@patch
+def _keep_last(self: Kept, run):
+    "Have kept what stays of a run that was replaced: its last step, its network, its summary."
+    keeper = self._keeper
+    if keeper is None or not run.place or not run.now.get('step'): return
+    whole = run.now.get('state') != 'failed'
+    try:
+        if whole and self._unkept(run): self._keep(run)
+    except Exception as e: self._complain(run, e)
+    keeper.ask(self._left, run, whole)
+
+@patch
+def _left(self: Kept, run, whole):
+    "What the keeper's hand does for a run that was replaced; its network only if it is whole."
+    device = run.setup.trainer.engine.device
+    try:
+        with beside(device, ready_mark(device)):
+            if whole: self._save_network(run)
+        self._keeper.leave(run.place, summary(self._told(run)))
+    except Exception as e: self._complain(run, e)

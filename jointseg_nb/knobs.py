@@ -36,7 +36,7 @@ class Setting:
 LIVE_SETTINGS = (
     Setting('lr_ratio', 'ratio r', 'log', -2, 2, tip='Learning-rate ratio: classifier over segmenter, 1/100 to 100 (III)'),
     Setting('lr', 'lr', 'log', -4, 0, tip='Learning rate of the segmenter (III)'),
-    Setting('label_noise', 'label noise', 'slide', tip="Fraction of the classifier's labels that are wrong (II-C)"),
+    Setting('label_noise', 'label noise', 'slide', tip="Fraction of the classifier's labels made random (II-C); a random one may be right"),
     Setting('noise_kind', 'wrong labels', 'choice', tip='uniform: any label; prior: as frequent as they are; wrong: never the true one; neighbour: one grade off (II-C)'),
     Setting('agents', 'who trains', 'buttons', tip='Both agents, or one of them alone'),
     Setting('weight_decay', 'weight decay', 'number', 0, 1, 1e-4, tip='Pulls convolution and linear weights towards 0, 0 to 1'),

@@ -285,6 +285,7 @@ class Photo:
     image: np.ndarray  # (size,size,3) uint8
     full: tuple        # (width, height) of the file, px
     notes: tuple = ()  # what is worth knowing of it
+    uncut: object = None  # the same with its black surround, a `Photo`
 
 # %% ../nbs/24_looks.ipynb #bf6df994
 def open_photo(
@@ -295,10 +296,16 @@ def open_photo(
     "A photograph from outside: checked, field of view cropped, square, shrunk to what the network knows (III)."
     try:
         if len(data) > LARGEST_FILE: raise ValueError(f'{len(data)/1e6:.0f} MB are too many, up to {LARGEST_FILE//1_000_000} are allowed')
-        image, box, full = read_photo(io.BytesIO(whole(bytes(data))), size)
+        data = whole(bytes(data))
+        return replace(_prepared(data, name, size, True), uncut=_prepared(data, name, size, False))
     except Exception as e:
         why = 'it is no image' if 'cannot identify' in str(e) else str(e) or type(e).__name__
         raise ValueError(f'{name!r} cannot be opened: {why}. Give a whole 8-bit RGB photograph, JPEG, PNG or TIFF') from e
+
+# %% ../nbs/24_looks.ipynb #402dd7d3
+def _prepared(data, name, size, crop_field):
+    "The photograph as a network sees it, with or without its black surround."
+    image, box, full = read_photo(io.BytesIO(data), size, crop_field)
     return Photo(name, frozen(torch.from_numpy(image)), full, tuple(_photo_notes(image, box)))
 
 # %% ../nbs/24_looks.ipynb #0a7642e4
@@ -330,6 +337,7 @@ def photo_look(
 ):  # a `PhotoLook`
     "What both agents say of a photograph from outside now."
     size, crop = trainer.recipe.size, trainer.recipe.crop
+    if not trainer.eval_model.meta.get('crop_field', True): photo = photo.uncut
     if photo.image.shape[0] != size: raise ValueError(f'photo has {photo.image.shape[0]} px, the network was trained at {size}; open it with size={size}')
     image = _crops(torch.tensor(photo.image).permute(2, 0, 1)[None], crop).permute(0, 2, 3, 1)
     seen = look(trainer, image, label_names, probabilities=False)

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['CHOICES', 'RANGES', 'LOSS_TERMS', 'PAPER_SIZES', 'RECIPES', 'GROUPS', 'PhotographFields', 'NetworkFields',
            'TurnFields', 'RateFields', 'LossFields', 'Recipe', 'loss_terms', 'check_field', 'check_recipe',
-           'recipe_to_json', 'recipe_from_json', 'read_recipe', 'recipe', 'compare_recipes', 'field_comments']
+           'recipe_to_json', 'recipe_from_json', 'read_recipe', 'recipe', 'compare_recipes', 'field_comments',
+           'drawn_eyes']
 
 # %% ../nbs/11_recipes.ipynb #cde1bcf0
 import json, re
@@ -24,7 +25,7 @@ class PhotographFields:
     pad: int = 16                 # random padding before the crop, px a side
     flips: bool = True            # left/right and up/down flips, both streams
     rotate: float = 0.0           # random rotation of both streams, up to this many degrees either way; the paper has none
-    colour: float = 0.3           # hue, contrast, saturation of the classifier stream: half-width of the factors, 0 to 1
+    colour: float = 0.3           # hue, contrast, saturation of the classifier stream: share of the full change, 0 to 1, see `Augment`
     augment: float = 1.0          # strength of the augmentation, 0 to 1 (live)
     focus: float = 0.0            # share of the segmenter's crops that must hold a lesion, all classes equally often; the paper has none
     labels: int = 0               # how many graded training photographs the classifier may see; 0 = all
@@ -230,3 +231,12 @@ def _repr_markdown_(self: Recipe):
     show = lambda name, v: f'**{v}**' if v != getattr(plain, name) else f'{v}'
     rows = [f'| `{f.name}` | {show(f.name, getattr(self, f.name))} | {said[f.name]} |' for f in fields(Recipe)]
     return '\n'.join([f'Recipe **{self.name}**', '', '| field | value | what it is |', '|---|---|---|', *rows])
+
+# %% ../nbs/11_recipes.ipynb #3031e1dd
+def drawn_eyes(
+    text,    # 'embedded', 'embedded:200', or what names something else
+    n=1000,  # how many where no number is told
+):  # how many; None if it names something else
+    "How many embedded eyes a name asks for."
+    said = re.fullmatch(r'embedded(?::(\d+))?', str(text))
+    return said and int(said[1] or n)

@@ -318,6 +318,15 @@ def latest(self: Run,
             return found
     if refused: raise ValueError('no checkpoint can be used. ' + '. '.join(refused) + '. Put back the original files, or start anew with overwrite')
 
+# %% ../nbs/12_runs.ipynb #934e9893
+@patch
+def best(self: Run):
+    "Step and scores of `best.safetensors`, a dict; None if there is none."
+    try:
+        with safe_open(self.path/'best.safetensors', 'pt') as f: meta = json.loads(f.metadata()['jointseg'])['meta']
+        return {k: meta[k] for k in ('step', 'lesion_miou', 'top1')}
+    except Exception: return None   # absent, or not readable: then the next one takes its place
+
 # %% ../nbs/12_runs.ipynb #5b5016ae
 @patch
 def rewind(self: Run,
@@ -329,20 +338,12 @@ def rewind(self: Run,
         if int(path.stem.split('-')[1]) > step:
             for f in (path, path.with_suffix('.safetensors')):
                 if f.exists(): os.replace(f, f.with_name(f.name + '.refused'))
+    if (self.best() or dict(step=0))['step'] > step: os.replace(self.path/'best.safetensors', self.path/'best.safetensors.refused')
     history, rows = self.path/'history.csv', []
     try: rows = [r for r in _whole_lines(self.path) if int(r['step']) <= step] if history.exists() else []
     except ValueError: os.replace(history, history.with_name('history.csv.refused'))
     if len(rows) < step: warnings.warn(f'history.csv has {len(rows)} of the {step} steps done; the others are not known any more', RunWarning, stacklevel=2)
     self._write_history(rows)
-
-# %% ../nbs/12_runs.ipynb #934e9893
-@patch
-def best(self: Run):
-    "Step and scores of `best.safetensors`, a dict; None if there is none."
-    try:
-        with safe_open(self.path/'best.safetensors', 'pt') as f: meta = json.loads(f.metadata()['jointseg'])['meta']
-        return {k: meta[k] for k in ('step', 'lesion_miou', 'top1')}
-    except Exception: return None   # absent, or not readable: then the next one takes its place
 
 # %% ../nbs/12_runs.ipynb #b7dd1b77
 @patch

@@ -7,6 +7,7 @@ __all__ = ['WATCHABLE', 'Session', 'advice']
 
 # %% ../nbs/29_session.ipynb #91a5429e
 import atexit, sys, threading, weakref
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from types import MappingProxyType
 
@@ -41,7 +42,7 @@ class Session(Watched):
         given = Given(source, n_source, label, device, n_eyes)
         self._asked = recipe and setup_json(recipe, given, switches)
         self._good = self._base = recipe or RECIPES['pocket'], given
-        self._turn, self._thread, self._painter = threading.Lock(), None, None
+        self._turn, self._replaced, self._thread, self._painter = threading.Lock(), (), None, None
         super().__init__(*self._good, switches, evaluate_every)
         self._keep_in(folder)
 
@@ -86,7 +87,7 @@ def _piece(self: Session, run):
 @patch
 def _work(self: Session):
     "What the thread does, from its start to its end."
-    with self._turn:
+    with self._at_work():
         while self._next(): pass
 
 @patch
@@ -96,9 +97,37 @@ def _next(self: Session):
         if self._idle(): release_threads()
         self._cv.wait_for(lambda: not self._idle() or self._now.get('state') == 'running' or self._run.asked)
         run, mode, idle = self._run, self._mode, self._idle()
+    self._see_off()
     try: return self._rest(run) if idle else self._do(run, mode)
     except Stopped: return self._leave(run, 'stopped')
     except Exception as e: return self._fail(run, e)
+
+# %% ../nbs/29_session.ipynb #ceb88be9
+@patch
+def _see_off(self: Session):
+    "Runs that were replaced: their last word to the table, their last step to the folder. For who has the turn."
+    with self._cv: replaced, self._replaced = self._replaced, ()
+    for run in replaced:
+        with self._cv: self._publish(self._run, runs=_runs_after(self._told(run)))
+        self._keep_last(run)
+
+# %% ../nbs/29_session.ipynb #b1bd6a92
+@patch
+def _see_off_if_free(self: Session):
+    "The same, unless somebody has the turn."
+    while self._replaced and self._turn.acquire(blocking=False):
+        try: self._see_off()
+        finally: self._turn.release()
+
+@patch
+@contextmanager
+def _at_work(self: Session):
+    "Have the turn."
+    try:
+        with self._turn:
+            self._see_off()
+            yield
+    finally: self._see_off_if_free()
 
 # %% ../nbs/29_session.ipynb #2d715300
 @patch
@@ -148,10 +177,9 @@ def _fail(self: Session, run, error):
 @patch
 def _end(self: Session, run, **said):
     with self._cv:
-        if self._run is not run: return True
+        if not self._publish(run, **said): return True
         if self._thread is threading.current_thread(): self._thread = None
         self._todo, self._mode, run.asked = 0, 'pause', ()
-        self._publish(run, **said)
         return False
 
 # %% ../nbs/29_session.ipynb #f6553c31
@@ -254,7 +282,7 @@ def step(self: Session,
 @patch
 def _step_here(self: Session, run, n):
     "Steps in the thread of the caller."
-    with self._turn:
+    with self._at_work():
         try: self._steps(run, n)
         except Stopped: self._leave(run, 'stopped')
         except Exception as e:
@@ -315,13 +343,18 @@ def apply(self: Session,
 # %% ../nbs/29_session.ipynb #74a1823e
 @patch
 def _replace_run(self: Session, recipe, given, switches, base):
-    "Another run; a summary of the one that was there stays."
+    "Another run; the one that was there stays in the table, and is seen off."
     if self._run.built: self._good = self._stands()
-    snap, old, self._base = self.snapshot, self._run, base
-    runs = snap.runs + ((summary(snap),) if snap.step else ())
-    if old.place and snap.step: self._keeper.ask(self._keeper.leave, old.place, runs[-1])
-    self._begin(recipe, given, switches, runs[:1] + runs[1:][-29:])
+    old, self._base = self._run, base
+    self._begin(recipe, given, switches, _runs_after(self.snapshot))
+    if old.built: self._replaced += (old,)
     if self._listeners or self._thread: self._ensure_thread()
+    self._see_off_if_free()
+
+def _runs_after(snap):
+    "The table of runs when this one is over."
+    runs = snap.runs + ((summary(snap),) if snap.step else ())
+    return runs[:1] + runs[1:][-29:]
 
 # %% ../nbs/29_session.ipynb #f551fefe
 @patch

@@ -131,11 +131,12 @@ class Pace:
 # %% ../nbs/25_snapshots.ipynb #4c4a8426
 def thin(
     rows,        # list of dicts, oldest first
-    limit=2000,  # how many may stay
+    limit=2000,  # how many may stay, 2 or more
 ):  # a list of at most `limit` rows
     "Drop rows from the middle until few enough are left; those with scores go last."
+    if limit < 2: raise ValueError(f'limit={limit!r}; allowed: 2 or more, since the first row and the last stay')
+    ends = max(1, limit//8)
     while len(rows) > limit:
-        ends = limit//8
         mid = rows[ends:-ends]
         plain = [i for i, r in enumerate(mid) if 'miou' not in r]
         gone = set(plain[::2] if len(plain) > len(mid)//4 else range(0, len(mid), 2))

@@ -37,6 +37,7 @@ class _Training:
         self.recipe, self.given, self.knobs, self.rows, self.built = recipe, given, Knobs(), [], False
         self.found, self.place, self.lines, self.seconds, self.keeping = found, None, [], 0., Pace(KEEPING, least=EVERY)
         self.setup, self.shown, self.scored, self.studies, self.asked, self.slot, self.writing, self.noted = None, None, None, None, (), 0, False, False
+        self.now, self.network = {}, -1   # its news; step of the network that is saved by itself
         self.looking, self.scoring = Pace(LOOKING, least=0.25), Pace(SCORING, least=1.)
 
     @property
@@ -58,7 +59,7 @@ class Watched(Kept):
         evaluate_every=None,  # steps between two evaluations; None: so that they take 5% of the time
     ):
         self.evaluate_every, self._read, self._watched, self._photo = evaluate_every, {}, (), None
-        self._cv, self._listeners, self._now, self._made = threading.Condition(threading.RLock()), [], dict(seq=0), None
+        self._cv, self._listeners, self._seq, self._made = threading.Condition(threading.RLock()), [], 0, None
         self._keep_in(None)
         self._begin(recipe, given, switches)
 
@@ -67,21 +68,23 @@ class Watched(Kept):
 def _begin(self: Watched, recipe, given, switches=None, runs=(), found=None):
     "A new training is wanted: forget the old one."
     self.possible = switch_rows(possible_switches(a, recipe.attention) for a in attention_table(recipe)[1].values())
-    self._run, self.error, self._todo, self._mode = _Training(recipe, given, found), None, 0, 'pause'
+    run, self.error, self._todo, self._mode = _Training(recipe, given, found), None, 0, 'pause'
     values = {k: getattr(recipe, k) for k in LIVE if k != 'switches'} | dict(switches=self.possible)
     now = rates(recipe.lr, recipe.lr_ratio, recipe.ratio_on)
-    self._now = dict(seq=self._now['seq'], total=recipe.steps, recipe=recipe, data=given.words, runs=runs, rates=MappingProxyType(now), values=MappingProxyType(values))
-    self._publish(self._run)
+    run.now = dict(total=recipe.steps, recipe=recipe, data=given.words, runs=runs, rates=MappingProxyType(now), values=MappingProxyType(values))
+    self._run = run
+    self._publish(run)
     if switches is not None and np.shape(switches) == np.shape(self.possible): self.set(switches=switches)
 
 # %% ../nbs/28_training.ipynb #ad8af484
 @patch
 def _publish(self: Watched, run, **changes):
-    "Something is new; False, and nothing happens, if it comes of a training that has been replaced."
+    "Something is new; False, and nobody hears of it, if it comes of a training that has been replaced."
     with self._cv:
+        run.now |= changes
         if self._run is not run: return False
-        self._now |= changes | dict(seq=self._now['seq'] + 1, at=time.time())
-        self._made = None
+        self._seq, self._made = self._seq + 1, None
+        run.now |= dict(seq=self._seq, at=time.time())
         self._cv.notify_all()
         for listen in self._listeners: listen()
         return True
@@ -91,8 +94,16 @@ def _publish(self: Watched, run, **changes):
 def snapshot(self: Watched):
     "The latest `Snapshot`."
     with self._cv:
-        if self._made is None: self._made = Snapshot(**self._now, history=tuple(self._run.rows))
+        if self._made is None: self._made = self._told(self._run)
         return self._made
+
+@patch
+def _told(self: Watched, run):
+    "A `Snapshot` of a training, of one that has been replaced too."
+    with self._cv: return Snapshot(**run.now, history=tuple(run.rows))
+
+@patch(as_prop=True)
+def _now(self: Watched): return self._run.now
 
 # %% ../nbs/28_training.ipynb #c78c8042
 @patch
@@ -183,6 +194,7 @@ def _build(self: Watched, run):
     run.looking.forget()   # the first pass is slower than all others
     with self._cv:
         if self._run is run: first |= self._take_over(run)
+        first |= dict(remark='; '.join(s for s in (run.now.get('remark'), first['remark']) if s))
         self._publish(run, state='running' if self._mode == 'run' else 'paused' if s.trainer.step_done else 'ready', **first)
     return True
 
@@ -193,8 +205,8 @@ def _take_over(self: Watched, run):
     new, run.knobs, run.built = run.knobs.take(), run.setup.trainer.knobs, True
     if not set(AGENTS[new.get('agents', run.recipe.agents)]) <= set(run.knobs.able): del new['agents']
     run.knobs.set(**new)
-    values = {**self._now['values'], 'agents': new.get('agents', run.recipe.agents)}
-    return dict(values=MappingProxyType(values), waiting=tuple(k for k in self._now.get('waiting', ()) if k in new))
+    values = {**run.now['values'], 'agents': new.get('agents', run.recipe.agents)}
+    return dict(values=MappingProxyType(values), waiting=tuple(k for k in run.now.get('waiting', ()) if k in new))
 
 # %% ../nbs/28_training.ipynb #8e7b4df8
 @patch(as_prop=True)
@@ -219,7 +231,7 @@ def _look(self: Watched, run, film=None):
     t, names = run.setup.trainer, run.setup.source.label_names
     with run.looking:
         seen = looks.look(t, run.shown.images, names, probabilities='probabilities' in self._watched)
-        film = self._now.get('film', ()) if film is None else film
+        film = run.now.get('film', ()) if film is None else film
         if not film or film[-1].step < seen.step: film = looks.thin_frames((*film, looks.make_frame(seen)))
         new = dict(look=seen, film=film, memory=memory_mb(t.engine.device))
         return new | self._photo_look(run)
@@ -270,11 +282,11 @@ def _step(self: Watched, run, rest=False):
     t = run.setup.trainer
     report = t.step()
     new = self._looks(run, report.step, rest)
-    speed, old = report.images / max(report.seconds, 1e-9), self._now.get('speed', 0.)
+    speed, old = report.images / max(report.seconds, 1e-9), run.now.get('speed', 0.)
     if report.changes: new |= dict(changes=tuple(t.log))
     run.seconds += report.seconds
     with self._cv:
-        if self._run is run: run.rows = thin([*run.rows, _row(report, new)])
+        run.rows = thin([*run.rows, _row(report, new)])
         self._publish(run, state='paused' if rest else 'running', message='', step=report.step, waiting=self._waiting(run),
                       rates=MappingProxyType(report.rates), speed=0.8*old + 0.2*speed if old else speed, **new)
     if run.place: self._note(run, report, rest)
@@ -290,4 +302,4 @@ def _waiting(self: Watched, run):
     "Knobs that have moved since the trainer last looked."
     t = run.setup.trainer
     now = t.values | dict(switches=switch_rows(t.model.switches.tolist()))
-    return tuple(k for k, v in self._now['values'].items() if now[k] != v)
+    return tuple(k for k, v in run.now['values'].items() if now[k] != v)

@@ -11,6 +11,7 @@ from jointseg_nb.agents import JointSeg
 from jointseg_nb.cooperate import LIVE, Cooperation, Nesterov, collapse_warning, make_streams, parts, polynomial, replay, set_up, stalled, sweep_rates
 from jointseg_nb.data import Source, embedded
 from jointseg_nb.engine import Engine
+from jointseg_nb.evaluate import model_facts
 from jointseg_nb.noise import PartialRandomLabels
 from jointseg_nb.recipes import CHOICES, RANGES, RECIPES, Recipe, recipe, recipe_from_json, recipe_to_json
 
@@ -169,6 +170,21 @@ def test_masks_without_a_known_pixel_teach_nothing_and_stop_nothing(update):
     own = u.__class__.next_batch.__get__(u)
     report = u.step()
     assert report.seg_loss == 0 and report.cosine == 0 and report.clf_loss > 0 and torch.isfinite(flat(u.model)).all()
+
+
+def test_a_network_that_is_no_number_is_not_taken_for_masks_without_a_known_pixel():
+    t = trainer(agents='segmenter')
+    own = t.next_batch
+    t.next_batch = lambda agent: (lambda x, y: (x, torch.full_like(y, 255)))(*own(agent))
+    with torch.no_grad(): t.model.decoder.head.bias.fill_(float('nan'))
+    with pytest.raises(FloatingPointError, match='the seg loss is nan'): t.step()
+
+
+@pytest.mark.parametrize('told', [True, False, None])
+def test_a_network_knows_whether_the_surround_was_cut_away_and_nothing_else_changes(told):
+    plain, t = (set_up(TINY, s, 'cpu').trainer for s in (EYES, EYES._with(crop_field=told)))
+    assert t.model.meta == plain.model.meta | ({} if told is None else dict(crop_field=told)) and model_facts(t.model)['crop_field'] is (told is not False)
+    assert [r.seg_loss for r in t.steps(3)] == [r.seg_loss for r in plain.steps(3)] and torch.equal(weights(t.model), weights(plain.model))
 
 
 @pytest.mark.parametrize('norm, momentum', [('batch', 0.9), ('agent', 0.9), ('group', 0.)])

@@ -518,3 +518,7 @@ def test_noise_nests_and_restores(labels, kind, seed, a, b):
     assert (at_b[unknown] == -1).all() and (at_b[~unknown] >= 0).all() and (at_b < 5).all()
     if kind == 'wrong': assert torch.equal(noise.changed(b), noise.corrupted(b))
     if kind == 'neighbour': assert ((at_b - torch.tensor(labels)).abs() <= 1).all()
+
+def test_yes_and_no_are_refused_where_numbers_are_meant(source):
+    for ask in (lambda m: Stream(source, m, 2), source.subset, lambda m: few(m, 1), lambda m: next(plain_batches(source, m))):
+        with pytest.raises(ValueError, match='nonzero'): ask(source.has_mask)

@@ -13,7 +13,7 @@ from hypothesis import given, settings, strategies as st
 from PIL import Image
 
 import trees
-from jointseg_nb.data import Stream, join, split
+from jointseg_nb.data import Stream, embedded, join, split
 from jointseg_nb.datasets import LAYOUTS, find, layout_of, read, read_table, to_folder
 from jointseg_nb.fundus import LESIONS, write_folder as folder_of_eyes
 from jointseg_nb.photos import ProblemsError, class_name, field_box, lesion_peaks, read_mask, read_photo, shrink
@@ -132,6 +132,18 @@ def test_sets_read_apart_and_joined(tmp_path, grown):
     assert len(both) == 16 and len(set(both.groups)) == 16 and {'north:e0', 'south:e0'} <= set(both.groups)
     ddr = join(*(now(grown['ddr'].path/half) for half in ('DR_grading', 'lesion_segmentation')))
     assert Counter(ddr.groups)['ddr:007-0000-000'] == 2 and len(ddr) == 6
+
+
+def test_whether_the_surround_was_cut_away_is_kept(tmp_path, grown):
+    write_folder(tmp_path/'north', eyes(8, 64, 2)); write_folder(tmp_path/'south', eyes(8, 64, 3))
+    cut, uncut = (now(tmp_path/c, size=64, crop_field=k) for c, k in (('north', True), ('south', False)))
+    published = now(grown['retinamnist'].path, size=64, crop_field=False)
+    assert (cut.crop_field, uncut.crop_field, published.crop_field, embedded(2).crop_field) == (True, False, None, None)
+    for s in (cut, uncut):
+        both = join(s, embedded(2), published)
+        assert [o.crop_field for o in (both, both.subset([0, 9]), both.in_memory(), both.to('cpu'), join(embedded(2, seed=1), both))] == [s.crop_field]*5
+    assert join(published, embedded(2)).crop_field is None
+    with pytest.raises(ValueError, match="'north' was read with crop_field=True, 'south' with crop_field=False; read both"): join(cut, published, uncut)
 
 
 # --- layout by layout

@@ -1,5 +1,6 @@
 """The network as a file for others: equal to the network, whole, and in need of nothing of ours. What it means is in notebook 21."""
-import copy, json, subprocess, sys
+import copy, io, json, os, subprocess, sys, zipfile
+from contextlib import suppress
 import pytest, torch
 from PIL import Image
 from jointseg_nb import export
@@ -86,6 +87,19 @@ def test_the_program_is_the_network(shipped, model): same_program(shipped, model
 @pytest.mark.parametrize('kwargs', variants.values(), ids=variants)
 def test_other_programs_are_their_networks(tmp_path, kwargs):
     same_program(save_program(net(**kwargs), tmp_path/'m.pt2'), net(**kwargs))
+
+class Act:
+    "Makes a folder when its pickle is read."
+    def __init__(self, path): self.path = path
+    def __reduce__(self): return os.mkdir, (self.path,)
+
+def test_who_loads_a_program_is_told_that_it_may_run_code(tmp_path, shipped):
+    file, spoilt = io.BytesIO(), tmp_path/'strange.pt2'
+    torch.save(Act(str(tmp_path/'ran')), file)
+    with zipfile.ZipFile(shipped) as old, zipfile.ZipFile(spoilt, 'w') as new:
+        for name in old.namelist(): new.writestr(name, file.getvalue() if 'sample_inputs' in name else old.read(name))
+    with suppress(Exception): load_program(spoilt)
+    assert not (tmp_path/'ran').exists() or all(word in load_program.__doc__ for word in ('run code', '.onnx', '.safetensors'))
 
 def test_a_program_needs_nothing_of_ours(tmp_path, shipped, model):
     x = photographs(2, 64, 64)

@@ -370,13 +370,46 @@ def test_a_failure_in_a_turn_is_kept(source):
     turns.thread.join(60)
     assert not turns.running and 'is not there' in str(turns.error) and b.snapshot.state == 'failed'
 
+def test_in_turn_runs_of_different_lengths_both_end(source):
+    a = Session(replace(SMALL, steps=4), source)
+    turns, asked, step = Turns((a, a.rival(steps=11)), few=2), [], a.step
+    a.step = lambda n: asked.append(n) or step(n)
+    turns.run()
+    turns.thread.join(60)
+    assert not turns.running and [s.snapshot.step for s in turns.sessions] == [4, 11] and asked == [2, 2]
+
+def test_why_the_turns_ended_is_said_until_they_begin_again(duel):
+    broken, step = duel.sessions[1], duel.sessions[1].step
+    def fails(n): raise RuntimeError('no <more>')
+    broken.step, duel.how.value = fails, 'in turn'
+    duel.buttons['run'].click()
+    duel.turns.thread.join(60)
+    assert 'the turns ended: RuntimeError: no &lt;more&gt;' in duel.said.value and 'lr ratio 0.1 / 3' in duel.said.value
+    broken.step = step
+    duel.buttons['run'].click()
+    duel.turns.thread.join(120)
+    assert [s.snapshot.step for s in duel.sessions] == [8, 8] and 'the turns ended' not in duel.said.value
+
+def test_a_duel_that_is_taken_away_in_the_middle_of_a_turn(duel):
+    duel.how.value = 'in turn'
+    duel.buttons['run'].click()
+    until(lambda: all(s.snapshot.step > 0 for s in duel.sessions))
+    duel.close()
+    duel.turns.thread.join(60)
+    assert duel.turns.error is None and not duel.turns.running
+
 # the command
 
 def options(*words): return commands.lab_parser().parse_args(words)
 
-@pytest.mark.parametrize('words, says', [(('--setup', 'js1:x', '--recipe', 'pocket'), 'do not go together'), (('--setup', 'hello'), 'set-up'), (('--recipe', 'huge'), 'huge')])
+@pytest.mark.parametrize('words, says', [(('--setup', 'js1:x', '--recipe', 'pocket'), 'do not go together'), (('--setup', 'hello'), 'set-up'), (('--recipe', 'huge'), 'huge'), (('--data', 'nowhere'), "data='nowhere' is not there")])
 def test_what_the_command_refuses(words, says):
     with pytest.raises(ValueError, match=says): commands.check_lab(options(*words))
+
+def test_where_the_command_finds_photographs(tmp_path):
+    (tmp_path/'retinamnist.npz').touch()
+    for place in (tmp_path, tmp_path/'retinamnist.npz', 'embedded'): commands.check_lab(options('--data', str(place)))
+    assert 'source=' in commands.live_cell(str(tmp_path)) and 'source=' not in commands.live_cell('embedded')
 
 def test_the_app_wants_voila(monkeypatch):
     found = commands.importlib.util.find_spec

@@ -252,6 +252,14 @@ def test_a_photo_is_what_a_reader_of_folders_gives(source, tmp_path):
     assert (seen.image == whole).all() and (seen.mask == said.masks[0]).all() and np.allclose(seen.probabilities, said.probabilities[0])
     assert '280 x 210' in seen.note and 'black surround' in seen.note
 
+def test_a_photo_keeps_its_surround_where_those_of_the_training_did(source, tmp_path):
+    eye = embedded(1, seed=8, size=200).images[0].permute(1, 2, 0).numpy()
+    (tmp_path/'e.png').write_bytes(png(np.pad(eye, ((5, 5), (50, 30), (0, 0)))))
+    photo = open_photo((tmp_path/'e.png').read_bytes(), 'e.png', 32)
+    for told, cut in ((None, True), (True, True), (False, False)):
+        seen = photo_look(trainer_of(source._with(crop_field=told), average=0.9).trainer, photo, source.label_names)
+        assert (seen.image == load_entry(Entry('e', tmp_path/'e.png'), Preparation(32, cut)).image).all() and ('black surround' in seen.note) == cut
+
 def test_a_photo_of_another_size_is_refused(source):
     setup = trainer_of(source)
     photo = open_photo(png(np.random.default_rng(0).integers(0, 255, (80, 80, 3)).astype(np.uint8)), 'a.png', 64)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest, torch
 from hypothesis import given, settings, strategies as st
 from jointseg_nb.agents import JointSeg
-from jointseg_nb.data import embedded
+from jointseg_nb.data import Source, embedded
 from jointseg_nb.evaluate import (Evaluation, accuracy, area_under_roc, average_precision, best_threshold, binary_counts, bootstrap, calibration_error, confusion, confusions,
     dice_of, evaluate, in_top, interval, iou, log_odds, majority, mean_iou, overlaps, paired_interval, pixel_scores, quadratic_kappa, roc, score_counts, sensitivity, specificity,
     t_quantile)
@@ -172,6 +172,24 @@ def test_intervals_are_those_of_a_slow_bootstrap():
     for k, v in zip(('top1', 'top2', 'binary', 'kappa', 'auc'), np.array(values).T): assert same(fast[k], np.quantile(v, [.025, .975]), 1e-4), k
     m = e.metrics()
     for k in ('miou', 'lesion_miou', 'top1', 'top2', 'binary', 'kappa', 'auc'): assert fast[k][0] <= m[k] <= fast[k][1]
+
+def test_two_eyes_of_a_patient_that_agree_tell_no_more_than_one():
+    e = whole()
+    twice = Evaluation(2*e.masks, 2*e.labels, e.mask_classes, e.label_names, e.overlaps.repeat(2, 1, 1), e.probabilities.repeat(2, 1), e.truth.repeat(2), groups=tuple(range(60))*2)
+    assert twice.intervals(rounds=200) == e.intervals(rounds=200) == Evaluation(*[getattr(e, k) for k in ('masks', 'labels', 'mask_classes', 'label_names', 'overlaps', 'probabilities', 'truth')], groups=tuple('abcdefghij'[k//10] + str(k) for k in range(60))).intervals(rounds=200)
+
+def test_masks_that_are_not_known_count_nowhere():
+    source, net = embedded(8, size=64), JointSeg.pretrained()
+    some = torch.tensor([0, 1, 2, 3, 6])
+    known = torch.zeros(8, dtype=torch.bool).index_fill(0, some, True)
+    partly = Source(source.images, torch.where(known[:, None, None], source.masks, 0), known, source.labels)
+    assert torch.equal(evaluate(net, partly).masks, evaluate(net, source, some).masks)
+
+def test_which_photographs_is_told_by_numbers():
+    source, net = embedded(8, size=64), JointSeg.pretrained()
+    with pytest.raises(ValueError, match='yes or no 8 times.*nonzero'): evaluate(net, source, source.labels > 1)
+    with pytest.raises(ValueError, match='indices is empty'): evaluate(net, source, [])
+    with pytest.raises(ValueError, match='indices run from 2 to 8; of 8 photographs they are 0 to 7'): evaluate(net, source, [2, 8])
 
 def test_intervals_hold_what_they_promise():
     "Of a share of 0.7 in 80, 95 in 100 intervals should hold the truth."

@@ -7,11 +7,14 @@ from hypothesis import assume, given, settings, strategies as st
 from PIL import Image, ImageOps
 from jointseg_nb import commands
 from jointseg_nb.agents import JointSeg
-from jointseg_nb.evaluate import (Placement, activation_maps, blend_tiles, load_model, model_facts, photograph_mask, predict_photo, square_placement,
+from jointseg_nb.data import standardise
+from jointseg_nb.evaluate import (Placement, activation_maps, blend_tiles, evaluate, load_model, model_facts, photograph_mask, predict_photo, square_placement,
     tile_starts, tile_window, to_photograph)
-from jointseg_nb.export import list_photos, predict_files, unique_names
+from jointseg_nb.export import _described, list_photos, predict_files, unique_names
+from jointseg_nb.fit import fit, run_source
 from jointseg_nb.fundus import eye, write_folder
 from jointseg_nb.photos import squared
+from jointseg_nb.recipes import recipe
 
 @pytest.fixture(scope='module')
 def model(): return load_model('pretrained')
@@ -279,6 +282,37 @@ def test_a_run_is_scored_as_it_scored_itself(tmp_path, capsys):
     assert 'the run was begun with' in capsys.readouterr().err   # what it held out is not to be found in others
     (tmp_path/'file').write_text('')
     assert ends(commands.predict, [run, data/'images', '--out', tmp_path/'file', '--device', 'cpu']) == 2 and 'is a file' in capsys.readouterr().err
+
+def test_a_network_of_photographs_with_their_surround_is_given_such(tmp_path, capsys):
+    "Reading, training, predicting, scoring and exporting agree on what a photograph is."
+    data, run = tmp_path/'eyes', tmp_path/'run'
+    write_folder(data, n=12, seed=3, size=96)
+    for f in data.rglob('*.png'):
+        with Image.open(f) as im: out = Image.new(im.mode, (192, 96)); out.paste(im, (48, 0))
+        out.save(f)
+    tiny = recipe('pocket', size=32, crop=32, pad=2, steps=2, clf_batch=2, seg_batch=2, patience=0, valid=0.4, precision='float32')
+    wanted = fit(tiny, run, data=str(data), reading=dict(crop_field=False, cache=False), device='cpu', progress=False, label='grade')
+    model, (_, source) = load_model(run), run_source(run)
+    file = sorted((data/'images').iterdir())[0]
+    with torch.no_grad(): seen = model(standardise(source.images[[source.names.index(file.stem)]]))[0].softmax(1)[0].numpy()
+    said = predict_photo(model, file)
+    assert np.allclose(said.probabilities, seen, atol=1e-5) and said.cam_place.box == (0, 0, 192, 96)
+    assert json.loads(_described(model))['crop_field'] is False
+    assert ends(commands.predict, [run, file, '--out', tmp_path/'out', '--device', 'cpu']) == 0
+    row = json.loads((tmp_path/'out'/'predictions.json').read_text())['photographs'][0]
+    assert np.allclose(list(row['probabilities'].values()), seen, atol=1e-4)
+    for part, count in (('valid', wanted['valid']), ('all', len(source))):
+        capsys.readouterr()
+        assert ends(commands.evaluate, [run, '--data', data, '--label', 'grade', '--cache', 'off', '--part', part, '--json', '--device', 'cpu']) == 0
+        scores = json.loads(capsys.readouterr().out)
+        assert scores['photographs'] == count and scores['miou'] == (wanted['miou'] if part == 'valid' else evaluate(model, source).metrics()['miou'])
+
+def test_evaluate_draws_as_many_eyes_as_were_asked_for(capsys):
+    for data, n in (('embedded:20', 20), ('embedded:3', 3)):
+        assert ends(commands.evaluate, ['pretrained', '--data', data, '--json', '--device', 'cpu']) == 0
+        assert json.loads(capsys.readouterr().out)['photographs'] == n
+    assert ends(commands.evaluate, ['pretrained', '--data', 'embedded:0', '--device', 'cpu']) == 2 and 'at least one eye' in capsys.readouterr().err
+    assert ends(commands.evaluate, ['pretrained', '--data', 'embedded:x', '--device', 'cpu']) == 2 and 'is not there' in capsys.readouterr().err
 
 def test_evaluate_refuses(tmp_path, capsys):
     data = Path(__file__).parent.parent/'data'

@@ -34,7 +34,7 @@ def test_all_tries_are_recipes():
 def test_folds_together_are_what_one_evaluation_of_all_would_be(eyes):
     torch.manual_seed(0)
     model = R.OtherSegmenter(nn.Conv2d(3, eyes.n_classes, 3, padding=1), eyes.n_classes, eyes.n_labels).eval()
-    rows = [R.counts_of(model, eyes, held, None) | dict(seconds=1., steps=1) for _, held in folds(eyes)]
+    rows = [R.counts_of(model, eyes, held, None) | dict(seconds=1., steps=1, fold=k + 1) for k, (_, held) in enumerate(folds(eyes))]
     whole, parts = evaluate(model, eyes).metrics(), joined(rows, eyes).metrics()
     assert all(parts[k] == whole[k] for k in ('iou', 'dice', 'lesion_miou', 'confusion'))
     s = scores_of(rows, eyes)
@@ -56,10 +56,30 @@ def test_all_of_it_and_nothing_twice(eyes, tmp_path, monkeypatch):
     monkeypatch.setattr(R, 'unet', lambda n: nn.Conv2d(3, n, 3, padding=1))
     said = []
     found = on_real_eyes(tmp_path, eyes, small, dict(base={}, other=dict(lr=.05)), device='cpu', say=said.append)
-    assert len(said) == 2 + 5 + 5 + 4 + 5 and set(found['rows']) == {'JointSeg', 'segmenter alone', 'Unet(resnet34)'} and found['chosen'] in ('base', 'other')
+    assert len(said) == (2 + 5) + (1 + 5) + (7 + 5) and set(found['rows']) == {'JointSeg', 'segmenter alone', 'Unet(resnet34)'} and found['chosen']['JointSeg'] in ('base', 'other')
     assert on_real_eyes(tmp_path, eyes, small, dict(base={}, other=dict(lr=.05)), device='cpu', say=lambda t: 1/0) == found == json.loads((tmp_path/'real.json').read_text())
     table = real_table(found)
     assert 'microaneurysm, AUPR' in table and 'nan' not in table and 'mean IoU of lesions' in table
+
+def test_what_another_run_sets_the_time_of_is_done_again_when_that_time_changes(eyes, tmp_path, monkeypatch):
+    "Stubs that say how long they took: a slower recipe of ours, in the same folder, gives the rival more time, and one that fails the mean of the others."
+    slow, given = [100.], []
+    row = lambda seconds: dict(seconds=seconds, steps=1) | R.counts_of(R.OtherSegmenter(nn.Conv2d(3, eyes.n_classes, 1), eyes.n_classes, eyes.n_labels), eyes, folds(eyes)[0][1], None)
+    def count(how, recipe, source, train, held, seconds=None, device=None):
+        if seconds: given.append(seconds)
+        elif recipe.agents == 'both' and recipe.lr == .05 and torch.equal(held, folds(eyes)[2][1]): raise FloatingPointError('the seg loss is nan')
+        return row(seconds or slow[0])
+    monkeypatch.setattr(R, 'unet', lambda n: None); monkeypatch.setattr(R, 'train_and_count', count)
+    all_of_it = lambda **tries: on_real_eyes(tmp_path, eyes, small, tries, device='cpu', say=lambda t: None)
+    all_of_it(base={})
+    assert given == [100.]*12
+    slow[0] = 300.
+    found = all_of_it(base=dict(lr=.05))
+    assert given[12:] == [300.]*12 and found['rows']['JointSeg']['folds'] == 4 and found['rows']['Unet(resnet34)']['folds'] == 5
+
+def test_where_every_try_fails_that_is_said(eyes, tmp_path):
+    def fails(*a): raise FloatingPointError('the seg loss is nan')
+    with pytest.raises(ValueError, match='every try of x failed.*seg loss is nan.*lower rates'): R.chosen(tmp_path, 'x', fails, dict(one={}, two=dict(lr=.2)), small, eyes, device='cpu', say=lambda t: None)
 
 def test_a_recipe_under_which_the_loss_is_no_number_is_not_chosen(eyes, tmp_path, monkeypatch):
     def fails(recipe, *a):

@@ -64,7 +64,7 @@ def assert_whole(out):
     for f in out.rglob('*'):
         if f.is_dir() or '.part' in f.name or f.name == '.lock' or not f.exists(): continue
         if f.suffix == '.json': json.loads(f.read_text())
-        elif f.suffix == '.safetensors': load_file(f)
+        elif f.suffix == '.safetensors' or f.name.endswith('.safetensors.refused'): load_file(f)
         elif f.suffix in ('.png', '.gif'): Image.open(f).load()
         else: assert f.name == 'history.csv', f
     for f in (out/'checkpoints').glob('step-*.json'): read_checkpoint(f)
@@ -165,6 +165,16 @@ def test_the_best_network_is_the_best_of_the_history(straight):
     best = JointSeg.load(straight/'best.safetensors')
     assert (best.meta['lesion_miou'], best.meta['step']) == (score, -step)
     assert Run(straight, resume=True).best()['step'] == -step == metrics(straight)['best']['step']
+
+
+def test_a_best_network_of_steps_that_are_undone_goes_with_them(straight, tmp_path):
+    out = shutil.copytree(straight, tmp_path/'a')
+    run = Run(out, resume=True)
+    step = run.best()['step']
+    run.rewind(step)
+    assert run.best()['step'] == step
+    run.rewind(step - 1)
+    assert run.best() is None and (out/'best.safetensors.refused').exists()
 
 
 def test_the_run_folder_loads_at_any_time(eyes, tmp_path):

@@ -9,11 +9,11 @@ import pytest, torch
 from jointseg_nb import session as session_room, training as room
 from jointseg_nb.data import Source, embedded
 from jointseg_nb.evaluate import load_model
-from jointseg_nb.keeping import FolderBusy
+from jointseg_nb.keeping import FolderBusy, Keeper
 from jointseg_nb.looks import noise_study
 from jointseg_nb.presets import PRESETS, read_setup, setup_string
 from jointseg_nb.recipes import recipe
-from jointseg_nb.runs import read_history
+from jointseg_nb.runs import Run, read_history
 from jointseg_nb.session import Session
 
 SMALL = recipe('pocket', steps=6, clf_batch=4, seg_batch=4, precision='float32')
@@ -165,6 +165,15 @@ def test_idrid_as_published():
     snap = session.run().wait(timeout=120)
     assert snap.state == 'finished', snap.error
     assert 'segmenter trains alone' in snap.remark and snap.values['agents'] == 'segmenter'
+
+def test_a_set_that_is_one_file(tmp_path):
+    file = tmp_path/'retinamnist.npz'
+    np.savez(file, train_images=np.random.default_rng(0).integers(0, 255, (40, 28, 28, 3), np.uint8), train_labels=np.arange(40)[:, None] % 5)
+    session = Session(recipe('pocket', size=32, crop=32, steps=6, clf_batch=4, seg_batch=4), n_source=10).apply(data=str(file))
+    snap = session.step()
+    assert snap.step == 1 and 'classifier trains alone' in snap.remark and read_setup(session.to_string())['data'] == str(file)
+    (tmp_path/'eyes.zip').touch()
+    with pytest.raises(ValueError, match='no data set'): session.apply(data=tmp_path/'eyes.zip')
 
 
 def test_apply_keeps_the_old_run_in_the_table(source):
@@ -464,6 +473,18 @@ def test_a_full_disk_is_said_and_the_training_goes_on(source, tmp_path, monkeypa
     assert [r['step'] for r in read_history(tmp_path/'lab/run-0001')] == [1, 2, 3, 4]
     session.release()
 
+def test_a_network_that_cannot_be_saved_by_itself_is_said(source, tmp_path, monkeypatch):
+    session = Session(KEPT, source, folder=tmp_path/'lab')
+    session.step()
+    def full(*_, **__): raise OSError(28, 'No space left on device')
+    monkeypatch.setattr(session.setup.trainer.model.__class__, 'save', full)
+    snap = session.step()
+    assert (snap.state, snap.saved) == ('paused', 2) and 'No space left' in snap.remark
+    monkeypatch.undo()
+    session.step(0)
+    assert torch.equal(load_model(tmp_path/'lab/run-0001').state_dict()['decoder.head.bias'], session.setup.trainer.model.state_dict()['decoder.head.bias'])
+    session.release()
+
 def test_a_kept_run_is_a_run_folder(source, tmp_path):
     session = Session(SMALL, source, folder=tmp_path/'lab')
     session.run().wait(timeout=120)
@@ -472,6 +493,187 @@ def test_a_kept_run_is_a_run_folder(source, tmp_path):
     assert [r['step'] for r in read_history(run)] == [1, 2, 3, 4, 5, 6]
     session.release()
 
+
+# -- a run that is replaced: kept to its last step, with nothing of the next one
+
+def written(session): session._keeper.hand.submit(lambda: None).result(60)
+
+def is_kept(path, step, session):
+    "A run folder holds everything up to this step, and so does the table."
+    checkpoint, told = Run(path, resume=True).latest(), json.loads((path/'summary.json').read_text())
+    lab = json.loads(checkpoint['state']['lab'])
+    assert checkpoint['step'] == told['step'] == step and [p.stem for p in (path/'checkpoints').glob('*.json')] == [f'step-{step:08d}']
+    assert [[int(r['step']) for r in rows] for rows in (lab['rows'], told['history'], read_history(path))] == [[*range(1, step + 1)]]*3
+    assert checkpoint['recipe'] == told['recipe'] and lab['values']['lr'] == checkpoint['state']['trainer']['values']['lr']
+    saved = load_model(path).state_dict()
+    assert all(torch.equal(saved[k], v) for k, v in checkpoint['state']['trainer']['model'].items())
+    assert [(r.step, r.recipe.lr, len(r.history)) for r in session.snapshot.runs if r.name == told['name']] == [(step, told['recipe']['lr'], step)]
+
+def in_a_step(session):
+    "The session, in the middle of a step; the gate that lets it go on."
+    gate = session.setup.trainer.step = Gate(session.setup.trainer.step)
+    session.run()
+    assert gate.inside.wait(60)
+    return gate
+
+REPLACED = dict(apply=lambda s: s.apply(lr=0.01), reset=lambda s: s.reset(seed=1), preset=lambda s: s.preset('few masks'), load=lambda s: s.load(Session(recipe('pocket', lr=0.01), n_source=50).to_string()))
+
+@pytest.mark.parametrize('due', [False, True])
+@pytest.mark.parametrize('way', REPLACED)
+def test_replaced_during_a_step_it_is_kept_to_that_step(source, tmp_path, way, due):
+    session = Session(KEPT, source, folder=tmp_path/'lab')
+    session.step(2)
+    old, gate = session._run, in_a_step(session)
+    REPLACED[way](session)
+    if due: old.keeping.forget()
+    gate.go.set()
+    until(lambda: session.snapshot.runs[0].step == 3)
+    session.stop().wait()
+    written(session)
+    is_kept(tmp_path/'lab/run-0001', 3, session)
+    assert session.recipe != KEPT and session.snapshot.step == 0
+    session.release()
+
+@pytest.mark.parametrize('wait', [0, 1, 7])
+def test_replaced_while_it_trains_it_is_kept_to_its_last_step(source, tmp_path, wait):
+    session = Session(KEPT, source, folder=tmp_path/'lab').run()
+    session.wait(step=wait + 1)
+    trainer = session.setup.trainer
+    session.apply(lr=0.01).run().wait(step=2)
+    session.apply(seed=1).stop().wait()
+    written(session)
+    is_kept(tmp_path/'lab/run-0001', trainer.step_done, session)
+    is_kept(tmp_path/'lab/run-0002', session.snapshot.runs[1].step, session)
+    assert trainer.step_done > wait
+    session.release()
+
+def test_who_replaces_a_run_waits_neither_for_its_step_nor_for_the_disk(source, tmp_path, monkeypatch):
+    session = Session(KEPT, source, folder=tmp_path/'lab')
+    session.step(2)
+    slow = Gate(Keeper.write)
+    monkeypatch.setattr(Keeper, 'write', lambda *args: slow(*args))
+    gate = in_a_step(session)
+    session.apply(lr=0.01)   # the step is still under way
+    gate.go.set()
+    assert slow.inside.wait(60)
+    session.apply(seed=1).run().wait(step=1)   # the disk is still busy, and the next training begins
+    slow.go.set()
+    session.stop().wait()
+    written(session)
+    is_kept(tmp_path/'lab/run-0001', 3, session)
+    session.release()
+
+def test_a_folder_that_is_taken_meanwhile_holds_the_last_step(source, tmp_path):
+    first = Session(KEPT, source, folder=tmp_path/'lab')
+    first.step(2)
+    gate = in_a_step(first)
+    first.apply(lr=0.01)
+    threading.Timer(0.2, gate.go.set).start()
+    second = Session(KEPT, source, folder=tmp_path/'lab')
+    is_kept(tmp_path/'lab/run-0001', 3, first)
+    assert second.prepare().wait().step == 3 and second.recipe == KEPT   # the other run never had a network
+    first.apply(seed=1).step()
+    second.release()
+
+def test_an_interrupted_step_is_kept_by_who_replaces_the_run(source, tmp_path):
+    session = Session(KEPT, source, folder=tmp_path/'lab')
+    session.step()
+    step = session.setup.trainer.step
+    def interrupted():
+        if session.snapshot.step == 3: raise KeyboardInterrupt
+        return step()
+    session.setup.trainer.step = interrupted
+    with pytest.raises(KeyboardInterrupt): session.step(5)
+    assert session.snapshot.saved == 1
+    session.apply(lr=0.01)
+    assert session._thread is None and session.setup is None   # nobody asked for the next one yet
+    written(session)
+    is_kept(tmp_path/'lab/run-0001', 3, session)
+    session.release()
+
+def test_a_step_in_this_cell_is_kept_when_another_thread_replaces_the_run(source, tmp_path):
+    session = Session(KEPT, source, folder=tmp_path/'lab')
+    session.step(2)
+    step = session.setup.trainer.step
+    def replaced():
+        other = threading.Thread(target=session.apply, kwargs=dict(lr=0.01))
+        other.start(); other.join(60)
+        return step()
+    session.setup.trainer.step = replaced
+    assert session.step(5).step == 0
+    written(session)
+    is_kept(tmp_path/'lab/run-0001', 3, session)
+    session.release()
+
+@pytest.mark.parametrize('alone', [True, False])
+def test_half_a_step_is_not_kept(source, tmp_path, alone):
+    "The checkpoint before stays; the network by itself, if it is there, stays that of this checkpoint."
+    session, path = Session(KEPT, source, folder=tmp_path/'lab'), tmp_path/'lab/run-0001'
+    session.step(2)
+    if not alone: session._run.network = (path/'model.safetensors').unlink()
+    gate = in_a_step(session)
+    gate.error = FloatingPointError('the old run')
+    session.apply(lr=0.01)
+    gate.go.set()
+    session.stop().wait()
+    written(session)
+    assert session.error is None and (path/'model.safetensors').exists() == alone
+    if alone: is_kept(path, 2, session)
+    assert Run(path, resume=True).latest()['step'] == json.loads((path/'summary.json').read_text())['step'] == 2
+    session.release()
+
+def test_knobs_of_a_replaced_run_stay_its_own(source, tmp_path):
+    session = Session(KEPT, source, folder=tmp_path/'lab')
+    session.step(2)
+    hold = threading.Event()
+    session._keeper.hand.submit(hold.wait, 60)
+    session.set(lr_ratio=3.).apply().set(lr_ratio=5.)
+    hold.set()
+    written(session)
+    knobs = json.loads((tmp_path/'lab/run-0001/knobs.json').read_text())
+    assert (knobs['step'], knobs['values']['lr_ratio']) == (2, 3.)
+    session.release()
+
+def test_that_a_replaced_run_could_not_be_kept_is_said(source, tmp_path, monkeypatch):
+    session = Session(KEPT, source, folder=tmp_path/'lab')
+    session.step(2)
+    def full(*_, **__): raise OSError(28, 'No space left on device')
+    monkeypatch.setattr(Run, 'save', full)
+    gate = in_a_step(session)
+    session.apply(lr=0.01)
+    gate.go.set()
+    until(lambda: session.snapshot.remark == "the run before is not kept since step 2: [Errno 28] No space left on device")
+    monkeypatch.undo()
+    session.stop().wait()
+    assert 'the run before' in session.step().remark and session.snapshot.saved == 1
+    session.release()
+
+def test_runs_replaced_by_many_threads_are_all_kept(source, tmp_path):
+    session, end = Session(KEPT, source, folder=tmp_path/'lab').run(), time.monotonic() + 60
+    def play(seed):
+        draw = np.random.default_rng(seed)
+        while len(session.snapshot.runs) < 6 and time.monotonic() < end:
+            wish = draw.choice(['apply', 'set', 'run', 'pause', 'stop', 'step', 'wait'], p=[.1, .2, .3, .1, .1, .1, .1])
+            if wish == 'wait': time.sleep(float(draw.uniform(0, 0.3)))
+            else: getattr(session, wish)(**dict(apply=dict(lr=float(draw.uniform(0.01, 0.1))), set=dict(augment=float(draw.uniform(0, 1))), step=dict(wait=False)).get(wish, {}))
+    players = [threading.Thread(target=play, args=(k,)) for k in range(3)]
+    for t in players: t.start()
+    for t in players: t.join(120)
+    last = session.pause().wait()
+    session.apply(seed=1).stop().wait()
+    written(session)
+    assert session.error is None and not session._replaced and last.remark == ''
+    done = [p for p in sorted((tmp_path/'lab').glob('run-*')) if read_history(p)]
+    assert len(done) == len(session.snapshot.runs) > 1
+    for path, run in zip(done, session.snapshot.runs): is_kept(path, run.step, session)
+    session.release()
+
+def test_the_interpreter_ends_while_a_run_is_replaced(source, tmp_path):
+    p = process(tmp_path/'lab', "s.run(); s.wait(step=3); t = s.setup.trainer; s.apply(lr=0.01); import atexit; atexit.register(lambda: print(t.step_done))", stderr=subprocess.PIPE)
+    out, err = p.communicate(timeout=120)
+    assert (p.returncode, err) == (0, '')
+    run = Run(tmp_path/'lab/run-0001', resume=True)
+    assert run.latest()['step'] >= max(3, int(out)) and json.loads((run.path/'summary.json').read_text())['step'] == run.latest()['step'] and load_model(run.path)
 
 def test_nobody_who_rests_keeps_threads(source, monkeypatch):
     "The thread that asks gives its OpenMP team back, and the session's thread its own when it rests."
