@@ -9,7 +9,7 @@ a call that was stopped goes on where it stood, and the conditions can be done i
 Writes benchmarks/pocket.json: for every condition and seed the scores on held-out eyes along the way and at the end. About two
 minutes a run on two cores with bfloat16 units, half as long again without.
 """
-import argparse, datetime, json, platform, shlex, sys
+import argparse, datetime, json, shlex, sys
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import cache
 from multiprocessing import get_context
@@ -98,15 +98,9 @@ def main():
             run, machine = job.result()
             runs.append(run)
             content = dict(command=shlex.join(['python', 'benchmarks/pocket.py', *sys.argv[1:]]), date=datetime.date.today().isoformat(),
-                           machine=machine | dict(processor=cpu_name()), recipes={c: key[c] for c in key if any(r['condition'] == c for r in runs)}, runs=sorted(runs, key=lambda r: (r['seed'], r['condition'])))
+                           machine=machine, recipes={c: key[c] for c in key if any(r['condition'] == c for r in runs)}, runs=sorted(runs, key=lambda r: (r['seed'], r['condition'])))
             write_atomic(args.out, json.dumps(content, indent=1))
             print('{condition:15s} seed {seed}'.format(**run), {k: run['final'][k] for k in ('lesion_miou', 'miou', 'top1')}, flush=True)
-
-
-def cpu_name():
-    "The processor's name, where the system tells."
-    try: return next(l.split(':')[1].strip() for l in Path('/proc/cpuinfo').read_text().splitlines() if l.startswith('model name'))
-    except (OSError, StopIteration): return platform.processor() or platform.machine()
 
 
 if __name__ == '__main__': main()

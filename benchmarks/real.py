@@ -14,7 +14,6 @@ import torch
 from jointseg_nb.engine import Engine, facts
 from jointseg_nb.real import REAL, on_real_eyes, real_eyes, real_table
 from jointseg_nb.runs import write_atomic
-from jointseg_nb.tables import processor
 from peers import mend_torchvision
 
 
@@ -35,7 +34,7 @@ def main():
     print(real_table(found))
     if args.keep:
         command = ['python', 'benchmarks/real.py', '--data', Path(args.data).name, '--steps', str(args.steps)] + ['--no-rival']*args.no_rival
-        made = dict(date=datetime.date.today().isoformat(), command=shlex.join(command), machine=facts(Engine()) | dict(processor=processor()))
+        made = dict(date=datetime.date.today().isoformat(), command=shlex.join(command), machine=facts(Engine()))
         write_atomic(Path(__file__).with_suffix('.json'), json.dumps(dict(made=made) | found, indent=1))
 
 

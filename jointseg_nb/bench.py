@@ -24,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import jointseg_nb
 from .agents import JointSeg
 from .cooperate import Cooperation
-from .engine import Engine
+from .engine import Engine, device_name
 from .export import fold_batch_norm
 from .recipes import recipe
 
@@ -441,10 +441,8 @@ def ratios(
 # %% ../nbs/36_bench.ipynb #7163198c
 def machine(device):  # dict
     "What the times depend on."
-    lines = Path('/proc/cpuinfo').read_text().splitlines() if Path('/proc/cpuinfo').exists() else []
-    name = next((l.split(':')[1].strip() for l in lines if l.startswith('model name')), platform.processor() or platform.machine())
     gpu = dict(gpu=torch.cuda.get_device_name(), cuda=torch.version.cuda) if device == 'cuda' else {}
-    return dict(processor=name, cores=os.cpu_count(), **gpu, precision=Engine(device).precision, torch=torch.__version__, python=platform.python_version(), system=platform.system())
+    return dict(processor=device_name(torch.device('cpu')), cores=os.cpu_count(), **gpu, precision=Engine(device).precision, torch=torch.__version__, python=platform.python_version(), system=platform.system())
 
 # %% ../nbs/36_bench.ipynb #84b58654
 def _table(cases, found):

@@ -457,6 +457,7 @@ def tables_parser():
     p.add_argument('--seeds', type=int, default=3, help='how often everything is trained (default: 3)')
     p.add_argument('--fast', action='store_true', help='a first answer: fewer steps, no search for rates, only what claims are judged by')
     p.add_argument('--search', action=argparse.BooleanOptionalAction, default=True, help='search a rate for each condition, or take the recipe\'s (default: search)')
+    p.add_argument('--rates', metavar='FILE', help='a tables.json of the same recipe: take the rates that were found for it, search only for others')
     p.add_argument('--workers', type=int, help='trainings at once, of one thread each if more than one (default: one for each core, at most 8; on a GPU one)')
     p.add_argument('--report', action='store_true', help='train nothing, write the tables of what is there')
     p.add_argument('--device', help='cuda, mps or cpu (default: the best there is)')
@@ -465,7 +466,7 @@ def tables_parser():
 # %% ../nbs/37_commands.ipynb #2e24aeaa
 def check_tables(
     args,  # what argparse made of the command line
-):  # the base `Recipe`, names of suites or None
+):  # the base `Recipe`, names of suites or None, known rates or None
     "A ValueError for what cannot be done."
     for name in ('seeds', 'workers'):
         if getattr(args, name) is not None and getattr(args, name) < 1: raise ValueError(f'{name}={getattr(args, name)}; allowed: 1 and up')
@@ -475,15 +476,25 @@ def check_tables(
     from jointseg_nb.experiments import conditions, usual_workers
     conditions(only)
     args.workers = args.workers or usual_workers(args.device)
-    return base, only
+    return base, only, _known_rates(args, base)
+
+def _known_rates(args, base):
+    "What `--rates` names; None without it."
+    if args.rates is None: return None
+    if args.fast: raise ValueError(f'rates={args.rates!r}: --fast trains shorter, at rates of its own; leave out one of the two')
+    from jointseg_nb.tables import rates_of
+    try: return rates_of(json.loads(Path(args.rates).read_text(encoding='utf-8')), base)
+    except OSError as e: raise ValueError(f'rates={args.rates!r} cannot be read ({e.strerror}); name a tables.json') from None
+    except (KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError): raise ValueError(f'rates={args.rates!r} is no tables.json; name one that jointseg-tables wrote') from None
+    except ValueError as e: raise ValueError(f'rates={args.rates!r}: {e}') from None
 
 def _tables(args):
-    base, only = check_tables(args)
+    base, only, rates = check_tables(args)
     from jointseg_nb.experiments import Arena
     from jointseg_nb.tables import claims_table, reproduce
-    given = dict(recipe=Path(args.recipe).name, only=args.only, seeds=args.seeds, workers=args.workers, data=None if args.data == 'embedded' else 'DATA')
+    given = dict(recipe=Path(args.recipe).name, only=args.only, seeds=args.seeds, workers=args.workers, data=None if args.data == 'embedded' else 'DATA', rates=args.rates and 'RATES')
     command = ' '.join(['jointseg-tables', '--out DIR', *(f'--{k} {v}' for k, v in given.items() if v)] + ['--fast']*args.fast + ['--no-search']*(not args.search))
-    found = reproduce(args.out, base, only, args.seeds, Arena(args.data, args.label), args.search, args.fast, args.workers, not args.report, args.device, lambda t: print(t, file=sys.stderr, flush=True), command)
+    found = reproduce(args.out, base, only, args.seeds, Arena(args.data, args.label), args.search, args.fast, args.workers, not args.report, args.device, lambda t: print(t, file=sys.stderr, flush=True), command, rates)
     print(claims_table(found))
 
 def tables(argv=None):

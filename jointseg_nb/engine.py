@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DEVICES', 'PRECISIONS', 'M_TRIM_THRESHOLD', 'M_MMAP_MAX', 'M_ARENA_MAX', 'available_devices', 'pick_device',
-           'native_bfloat16', 'pick_precision', 'keep_memory', 'release_threads', 'Engine', 'facts']
+           'native_bfloat16', 'pick_precision', 'keep_memory', 'release_threads', 'Engine', 'device_name', 'facts']
 
 # %% ../nbs/10_engine.ipynb #6e6f3e19
 import ctypes, os, platform, sys
@@ -106,11 +106,17 @@ class Engine:
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
 
 # %% ../nbs/10_engine.ipynb #b20c6415
+def device_name(
+    device,  # a `torch.device`
+):  # str
+    "The name of the GPU or of the processor, as far as the system tells."
+    if device.type == 'cuda': return torch.cuda.get_device_name(device)
+    told = Path('/proc/cpuinfo').read_text().splitlines() if Path('/proc/cpuinfo').exists() else []
+    return next((l.split(':')[1].strip() for l in told if l.startswith('model name')), platform.processor() or platform.machine())
+
 def facts(
     engine,  # an `Engine`
 ):  # dict of strings and numbers, JSON-able
     "What the bits of a run depend on besides its recipe."
-    d = engine.device
-    name = torch.cuda.get_device_name(d) if d.type == 'cuda' else platform.processor() or platform.machine()
-    return dict(device=str(d), device_name=name, precision=engine.precision, threads=torch.get_num_threads(),
+    return dict(device=str(engine.device), device_name=device_name(engine.device), instructions=torch.backends.cpu.get_cpu_capability(), precision=engine.precision, threads=torch.get_num_threads(),
                 torch=torch.__version__, python=platform.python_version(), system=platform.system())

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['ONE', 'SEG', 'CLF', 'JOINT', 'SEGMENTER', 'CLASSIFIER', 'UNET', 'FCN', 'VGG', 'INCEPTION', 'GENTLE', 'PRE_UNET',
            'PRE_FCN', 'RAW_UNET', 'RAW_FCN', 'TABLE1', 'TABLE2', 'VGG_BN', 'TABLE34', 'COOPERATION', 'NOISE',
-           'ATTENTION', 'BLOCKS', 'UPDATES', 'RATIOS', 'BATCHES', 'MASKS', 'FEW', 'ANY_SIZE', 'MAP_MASKS', 'MAP_RATIOS',
-           'LONG', 'SHORT', 'SUITES', 'WORLDS', 'KEYED', 'RULES', 'SEARCH_SEED', 'Condition', 'equal_work', 'ratio',
-           'on_map', 'conditions', 'condition', 'shortened', 'recipe_of', 'build', 'matched', 'prepare', 'affordable',
-           'Photographs', 'photographs', 'Arena', 'train_once', 'judged', 'packed', 'unpacked', 'run_once', 'told',
-           'run_key', 'read_runs', 'keep_run', 'rates_to_try', 'best_rate', 'score_of', 'Job', 'Plan', 'attempt',
-           'work', 'work_together', 'usual_workers', 'seconds_left', 'Progress', 'run_all']
+           'ATTENTION', 'BASE_BLOCK', 'BLOCKS', 'UPDATES', 'RATIOS', 'BATCHES', 'MASKS', 'FEW', 'ANY_SIZE', 'MAP_MASKS',
+           'MAP_RATIOS', 'LONG', 'SHORT', 'SUITES', 'WORLDS', 'KEYED', 'RULES', 'SEARCH_SEED', 'Condition',
+           'equal_work', 'ratio', 'on_map', 'conditions', 'condition', 'shortened', 'recipe_of', 'build', 'matched',
+           'prepare', 'affordable', 'Photographs', 'photographs', 'Arena', 'train_once', 'judged', 'packed', 'unpacked',
+           'run_once', 'told', 'run_key', 'read_runs', 'keep_run', 'rates_to_try', 'best_rate', 'score_of', 'Job',
+           'Plan', 'attempt', 'work', 'work_together', 'usual_workers', 'seconds_left', 'Progress', 'run_all']
 
 # %% ../nbs/20_experiments.ipynb #0170d7dc
 import base64, hashlib, json, math, os, threading, time, zlib
@@ -82,7 +82,9 @@ NOISE = [JOINT] + [Condition(f'{n:.0%} random labels', dict(label_noise=n), like
 
 # %% ../nbs/20_experiments.ipynb #514de2dd
 ATTENTION = [JOINT, Condition('attention none', dict(attention='none'))] + [Condition(f'attention {a}', dict(attention=a), like='joint') for a in ('unet', 'sum', 'learned')]
-BLOCKS = [JOINT, Condition('classifier not factorised', {}, dict(factorised_classifier=False)), Condition('base inception block', {}, dict(residual=False, conv_before_pool=False)),
+BASE_BLOCK = dict(residual=False, conv_before_pool=False)
+BLOCKS = [JOINT, Condition('classifier not factorised', {}, dict(factorised_classifier=False)), Condition('base inception block', {}, BASE_BLOCK),
+          Condition('base inception block, equal parameters', {}, dict(BASE_BLOCK, width=None), like='base inception block'),
           Condition('pooling first', {}, dict(conv_before_pool=False), like='joint')]
 UPDATES = [JOINT, Condition('simultaneous', dict(update='simultaneous'), like='joint')]
 
@@ -99,8 +101,8 @@ BATCHES = [Condition(f'batch ratio {b}', dict(clf_batch=2*b, seg_batch=2)) for b
 # %% ../nbs/20_experiments.ipynb #8bc34522
 MASKS = (8, 24, 80, 240)
 FEW = [c for m in MASKS for c in (Condition(f'joint, {m} masks', dict(masks=m), like='joint'), Condition(f'segmenter alone, {m} masks', dict(SEG, masks=m), like='segmenter alone'))]
-ANY_SIZE = [JOINT, Condition('joint, 128 px', dict(size=128, crop=128, pad=12, clf_batch=4, seg_batch=8), effort=.5, like='joint'),
-         Condition('joint, 224 px', dict(size=224, crop=224, pad=20, clf_batch=4, seg_batch=4), effort=.3, like='joint'), Condition('joint, blood smears', like='joint', world='smears')]
+ANY_SIZE = [JOINT, Condition('joint, 128 px', dict(size=128, crop=128, pad=12, seg_batch=8), effort=.75),
+         Condition('joint, 224 px', dict(size=224, crop=224, pad=20, seg_batch=4), effort=.5), Condition('joint, blood smears', world='smears')]
 
 # %% ../nbs/20_experiments.ipynb #b0562839
 MAP_MASKS, MAP_RATIOS = (8, 80, 0), (.01, .1, 1., 10., 100.)   # 0: all masks
@@ -158,26 +160,27 @@ def build(
 ):  # a network
     "The network of a condition, initialised by the recipe's seed."
     r, of = recipe, dict(n_labels=source.n_labels, n_classes=source.n_classes)
-    ours = dict(of, size=r.net, stem_stride=r.stem_stride, attention=r.attention, norm=r.norm, seed=r.seed)
-    if condition.net is None: return JointSeg(**ours)
-    if 'kind' not in condition.net: return Ablation(**ours, **condition.net)
-    flat = dict(grid=1) if condition.net['kind'] in ('fcn8', 'vgg16', 'vgg19') and r.crop < 128 else {}
-    options = of | flat | condition.net
-    return Rival(**dict(width=None if 'width' in options else matched(json.dumps(options), r.net, r.stem_stride)) | options, seed=r.seed)
+    ours = dict(of, size=r.net, stem_stride=r.stem_stride, attention=r.attention, norm=r.norm)
+    if condition.net is None: return JointSeg(**ours, seed=r.seed)
+    flat = dict(grid=1) if condition.net.get('kind') in ('fcn8', 'vgg16', 'vgg19') and r.crop < 128 else {}
+    options = (dict(of, width=None, **flat) if 'kind' in condition.net else dict(ours, width=1.)) | condition.net
+    if options['width'] is None: options['width'] = matched(json.dumps(options), json.dumps(ours))
+    return _made(options, seed=r.seed)
+
+def _made(options, **more): return (Rival if 'kind' in options else Ablation)(**options | more)
 
 # %% ../nbs/20_experiments.ipynb #1f955b00
 @lru_cache(maxsize=None)
 def matched(
-    options,      # of a `Rival`, as JSON
-    net,          # size of ours
-    stem_stride,  # of ours
+    options,  # of a `Rival` or an `Ablation`, as JSON
+    ours,     # options of ours, as JSON
 ):  # float
-    "The width at which a rival has the parameters of ours."
-    options = json.loads(options)
-    part = 'classifier' if options['kind'] in ('vgg16', 'vgg19', 'inception3') else 'decoder'
-    weigh = lambda m: count_parameters(m.encoder) + count_parameters(getattr(m, part))
-    ours = JointSeg(options['n_labels'], options['n_classes'], size=net, stem_stride=stem_stride, seed=0)
-    return match_width(options.pop('kind'), weigh(ours), weigh, **options)
+    "The width at which it has the parameters of ours, in what both are compared by."
+    options, ours = json.loads(options), JointSeg(**json.loads(ours), seed=0)
+    kind = options.get('kind')
+    parts = ['encoder'] + ['classifier']*(kind in (None, 'vgg16', 'vgg19', 'inception3')) + ['decoder']*(kind in (None, 'fcn8', 'unet', 'unet_inception'))
+    weigh = lambda m: sum(count_parameters(getattr(m, part)) for part in parts)
+    return match_width(lambda width: _made(options, width=width), weigh(ours), weigh)
 
 # %% ../nbs/20_experiments.ipynb #050eca3d
 def prepare(
@@ -400,8 +403,9 @@ class Plan:
         base, arena,  # the base `Recipe`, an `Arena`
         seeds=3,      # how many
         search=True,  # for rates? Else each takes the one where its search would begin
+        rates=None,   # dict: name of a condition -> rate that an earlier search found
     ):
-        self.todo, self.base, self.arena, self.seeds, self.search, self.known = todo, base, arena, seeds, search, {}
+        self.todo, self.base, self.arena, self.seeds, self.search, self.rates, self.known = todo, base, arena, seeds, search, rates or {}, {}
         self.named = {c.name: c for c in [*conditions(), *todo]}
         self.starts = {n: recipe_of(c, base).lr for n, c in self.named.items()}
 
@@ -421,7 +425,7 @@ def rate(self: Plan,
     "The rate that was found for a condition."
     c = self.named[condition.like] if condition.like else condition
     start, agents, tried = self.starts[c.name], c.changes.get('agents', self.base.agents), {}
-    if not self.search: return start, []
+    if c.name in self.rates or not self.search: return self.rates.get(c.name, start), []
     def of(k): return self.job(c, SEARCH_SEED, float(f'{start*3.**k:.4g}'), True)
     while next_ := rates_to_try(tried):
         jobs = [of(k) for k in next_]
@@ -564,11 +568,12 @@ def run_all(
     workers=1,    # processes at once, of one thread each if more than one
     device=None,  # see `engine.pick_device`
     say=print,    # what becomes of the progress
+    rates=None,   # see `Plan`
 ):  # list of rows, one for each condition and seed
     "Do what is not done yet."
     out = Path(out)
     (out/'claims').mkdir(parents=True, exist_ok=True)
-    plan, since = Plan(todo, base, arena, seeds, search), time.time()
+    plan, since = Plan(todo, base, arena, seeds, search, rates), time.time()
     done = read_runs(out, since)
     look, left = Progress(plan, workers, say, done), plan.jobs(done)[1]
     if left: say(f"{time.strftime('%H:%M')} {'at least '*search}{len(left)} runs to do, {workers} at once")

@@ -192,7 +192,7 @@ class Training:
         self.every, self.listeners = every, listeners
         self.shown = show_eyes(setup.source, pick_eyes(setup.source, setup.valid), self.recipe.crop)
         self.seconds, self.scores, self.looks, self.warnings, self.film = 0., {}, [], [], []
-        self.circumstances = facts(self.trainer.engine) | dict(instructions=torch.backends.cpu.get_cpu_capability())
+        self.circumstances = facts(self.trainer.engine)
         self.best, self.saved, self.due = None, None, Due(*parse_every(checkpoint_every))
 
     @property

@@ -197,7 +197,7 @@ def _make_choices(self: Panel):
     self.preset_set = classed(widgets.Button(description='Set up', tooltip='Move the knobs so', disabled=True, layout=dict(width='64px')), 'preset-set')
     self.share = classed(widgets.Text(disabled=False, description='this one', tooltip='The whole set-up as one string', layout=dict(width='auto', flex='1 1 0', min_width='0'), style=dict(description_width='56px')), 'share')
     self.copy = classed(CopyButton(), 'copy')
-    self.load = classed(widgets.Text(description='another', placeholder='js1:…', tooltip='A string of another panel', layout=dict(width='auto', flex='1 1 0', min_width='0'), style=dict(description_width='56px')), 'load')
+    self.load = classed(widgets.Text(continuous_update=False, description='another', placeholder='js1:…', tooltip='A string of another panel', layout=dict(width='auto', flex='1 1 0', min_width='0'), style=dict(description_width='56px')), 'load')
     self.load_set = classed(widgets.Button(description='Load', tooltip='Start a new run with that set-up'), 'load-set')
 
 # %% ../nbs/33_lab.ipynb #73fb7beb

@@ -356,16 +356,15 @@ class Rival(JointSeg):
 
 # %% ../nbs/18_rivals.ipynb #3b4dbf00
 def match_width(
-    kind,      # one of `RIVALS`
+    make,      # function of a width that gives a network
     target,    # what it shall have
-    measure,   # function of a `Rival` without values (on the meta device) that gives a number, rising with the width
+    measure,   # function of a network without values (on the meta device) that gives a number, rising with the width
     low=1/64,  # narrowest
     high=2.,   # widest
-    **options, # of the `Rival`
 ):  # the width, the nearest there is
-    "The width at which a rival measures as `target`."
+    "The width at which a network measures as `target`."
     def at(width):
-        with torch.device('meta'): empty = Rival(kind, width=width, **options)
+        with torch.device('meta'): empty = make(width)
         return measure(empty)
     for _ in range(12):
         middle = (low*high)**.5
@@ -471,15 +470,19 @@ class Ablation(JointSeg):
         residual=True,               # add the input? Off: the base inception block
         conv_before_pool=True,       # the additional convolution before max-pooling?
         factorised_classifier=True,  # blocks of Fig. 3 in the classifier, as the paper has it?
+        width=1.,                    # factor of all channels
         seed=None,                   # of the weights
         **config,                    # of `JointSeg`
     ):
+        if width != 1: config |= _widths(width, config.get('size', 'base'))
         super().__init__(**config, seed=0)
         changes = dict(residual=residual, conv_before_pool=conv_before_pool, norm=self.config['norm'])
         _swap(self.encoder, dict(changes, factorised=self.config['factorised_encoder']))
         _swap(self.classifier, dict(changes, factorised=factorised_classifier))
         self.config |= dict(residual=residual, conv_before_pool=conv_before_pool, factorised_classifier=factorised_classifier)
         kaiming_(self, None if seed is None else torch.Generator().manual_seed(seed))
+
+def _widths(width, size): return dict(widths=tuple(scaled(c, width) for c in SIZES[size]['widths']), c_width=scaled(SIZES[size]['c_width'], width))
 
 def _swap(module, how):
     "Every residual inception block in `module`, built again."

@@ -188,7 +188,7 @@ def _build(self: Watched, run):
     if self._photo: self._photo = looks.open_photo(*self._photo_given, run.recipe.size)
     e = s.trainer.engine
     first = dict(shown=run.shown, device=str(e.device), precision=e.precision, label_names=tuple(source.label_names), recipe=run.recipe, remark=self._remark(run), message='')
-    run.facts = facts(e) | dict(instructions=torch.backends.cpu.get_cpu_capability())
+    run.facts = facts(e)
     first |= self._settle(run, first)
     first |= self._look(run, first.get('film', ()))
     run.looking.forget()   # the first pass is slower than all others

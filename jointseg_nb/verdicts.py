@@ -81,7 +81,8 @@ HEART = (
 PARTS = (
     Claim('pag', 'partial attention converges faster and ends higher than none', 'I-A, II-B', (C('joint', 'attention none'), C('joint', 'attention none', 'speed'))),
     Claim('factorisation', 'the factorised block saves parameters at no loss', 'II-B', (C('classifier not factorised', 'joint', 'parameters'), C('joint', 'classifier not factorised', 'top1', no_loss=True))),
-    Claim('residual-inception', 'the improved block beats the base block', 'II-B', (C('joint', 'base inception block'), C('joint', 'base inception block', 'top1'))),
+    Claim('residual-inception', 'the improved block beats the base block', 'II-B', (C('joint', 'base inception block'), C('joint', 'base inception block', 'top1')),
+          tuple(C('joint', 'base inception block, equal parameters', s) for s in ('miou', 'top1'))),
     Claim('rates-and-batches', 'ratio 30 and batch ratio 32 are good choices', 'III', (C('ratio 30, agent', 'ratio 1'), C('batch ratio 32', 'batch ratio 1')), (C('ratio 30, shared', 'ratio 1'), C('ratio 30, agent', 'ratio 1', 'top1'))),
     Claim('any-size', 'it trains from scratch at 64, 128 and 224 px, and in a second domain', 'I-A c',
           tuple(C(j, w, s) for j in ('joint', 'joint, 128 px', 'joint, 224 px', 'joint, blood smears') for w, s in ((.1, 'lesion_miou'), (0., 'gain')))),

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from jointseg_nb import experiments as X
 from jointseg_nb.experiments import Arena, Condition, Plan, Progress, best_rate, condition, conditions, keep_run, prepare, rates_to_try, read_runs, recipe_of, run_all, run_key, seconds_left, shortened
+from jointseg_nb.blocks import count_parameters
 from jointseg_nb.recipes import Recipe, recipe
 
 base = recipe('pocket', steps=4, clf_batch=2, seg_batch=2, meter_every=0, precision='float32')
@@ -39,6 +40,11 @@ def test_a_shorter_schedule_warms_up_shorter(warmup):
     for steps in (1, 2, 3, 4, 40): assert shortened(r, steps).warmup < steps == shortened(r, steps).steps
     setup, _ = prepare(condition('FCN-8s, pre-trained, equal work'), r, arena.at(64).source, device='cpu')
     assert setup.trainer.recipe.steps >= 1
+
+def test_the_base_block_has_the_parameters_of_ours():
+    r, source = recipe_of(condition('joint'), recipe('pocket')), arena.at(64).source
+    ours, base, wide = (count_parameters(X.build(condition(n), r, source)) for n in ('joint', 'base inception block', 'base inception block, equal parameters'))
+    assert base < .7*ours < .97*ours < wide < 1.03*ours
 
 def test_equal_work_is_equal_work():
     source = arena.at(64).source

@@ -1,5 +1,6 @@
 """The rule of verdict, the scores of pairs, and what is written of an experiment."""
 import json, math, re, subprocess, sys
+from pathlib import Path
 import pytest
 from jointseg_nb import commands, experiments as X, tables as T
 from jointseg_nb.experiments import SUITES, conditions, run_all
@@ -105,13 +106,16 @@ def test_stopped_in_the_middle_there_are_tables_of_what_is_done(tmp_path, monkey
     rows = json.loads((tmp_path/'tables.json').read_text())['rows']
     assert rows[0]['condition'] == 'joint' and all(r['seeds'] == [0, 1, 2] and r['scores'] == rows[0]['scores'] for r in rows), 'joint, by all its names'
 
+kept = Path(__file__).parent.parent/'benchmarks/tables.json'
+
 def called(argv):
     "The exit code of `jointseg-tables`; None where all went well."
     try: commands.tables(argv)
     except SystemExit as e: return e.code
 
 @pytest.mark.parametrize('wrong, says', [(['--seeds', '0'], 'seeds=0'), (['--workers', '-1'], 'workers=-1'), (['--only', 'table1,table9'], 'table9'), (['--only', ''], 'table1'), (['--recipe', 'nope'], 'nope'),
-    (['--recipe', 'nowhere.json'], 'nowhere.json'), (['--data', 'nowhere'], 'nowhere'), (['--seeds', 'three'], 'three')])
+    (['--recipe', 'nowhere.json'], 'nowhere.json'), (['--data', 'nowhere'], 'nowhere'), (['--seeds', 'three'], 'three'), (['--rates', 'nowhere.json'], 'nowhere.json'), (['--rates', __file__], 'no tables.json'),
+    (['--rates', str(kept), '--fast'], '--fast'), (['--rates', str(kept), '--recipe', 'paper'], 'asked for')])
 def test_what_cannot_be_done_is_refused_before_anything_is(tmp_path, capsys, wrong, says):
     assert called(['--out', str(tmp_path/'out'), *wrong]) == 2
     assert says in capsys.readouterr().err and not (tmp_path/'out').exists()
@@ -134,3 +138,18 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     made = json.loads((tmp_path/'tables.json').read_text())['made']
     assert made['command'] == 'jointseg-tables --out DIR --recipe pocket --only cooperation --seeds 2 --workers 1' and {'date', 'machine', 'hours'} <= made.keys()
     assert called(['--out', str(tmp_path), '--only', 'cooperation', '--seeds', '2', '--report', '--workers', '1']) is None and capsys.readouterr().err == ''
+
+def test_known_rates_are_not_searched_for(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(X, 'run_once', made_up)
+    monkeypatch.setattr(T, 'figure6', lambda *a: None)
+    few = ['--only', 'cooperation', '--seeds', '2', '--workers', '1']
+    assert called(['--out', str(tmp_path/'a'), *few]) is None
+    assert called(['--out', str(tmp_path/'b'), *few, '--rates', str(tmp_path/'a/tables.json')]) is None
+    searches = [sum(r['search'] for r in X.read_runs(tmp_path/x).values()) for x in 'ab']
+    rows = [json.loads((tmp_path/x/'tables.json').read_text())['rows'] for x in 'ab']
+    assert searches[0] > 6 and searches[1] == 0 and without_time(rows[0]) == without_time(rows[1])
+
+def test_every_machine_that_took_part_is_named(done):
+    of = lambda seed: dict(device='cpu', device_name=f'processor {seed}')
+    machine = tables_of([r | dict(facts=of(r['seed'])) for r in done], base, arena)['made']['machine']
+    assert machine == dict(device='cpu', device_name=[f'processor {k}' for k in range(3)])
