@@ -3,18 +3,20 @@
     python benchmarks/real.py --data PATH --out DIR               # some hours; the same call goes on where it was stopped
     python benchmarks/real.py --data PATH --out DIR --steps 100 --no-rival
 
-PATH is a folder that `datasets.read` knows, with lesion masks and eyes without retinopathy; the extra `bench` has the rival. Writes DIR/real.json and, with --keep, benchmarks/real.json: scores and intervals, no photographs.
+PATH is a folder that `datasets.read` knows, with lesion masks and eyes without retinopathy; the extra `bench` has the rival. Every run is a line of DIR/runs.jsonl. Writes DIR/real.json and, with --keep, benchmarks/real.json: scores and
+intervals, no photographs.
 """
-import argparse, datetime, json, shlex, sys
+import argparse, datetime, json, shlex
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
-from jointseg_nb.engine import Engine, facts
+from jointseg_nb.experiments import usual_workers
 from jointseg_nb.real import REAL, on_real_eyes, real_eyes, real_table
 from jointseg_nb.runs import write_atomic
 from peers import mend_torchvision
+
+try: mend_torchvision()   # here, so that every worker has it
+except ImportError: pass  # then there is no rival either, and `on_real_eyes` says so
 
 
 def main():
@@ -22,19 +24,16 @@ def main():
     p.add_argument('--data', required=True)
     p.add_argument('--out', required=True)
     p.add_argument('--steps', type=int, default=REAL.steps)
-    p.add_argument('--threads', type=int, default=torch.get_num_threads())
+    p.add_argument('--workers', type=int, default=usual_workers(), help='trainings at once, of one thread each if more than one (default: one for each core, at most 8; on a GPU one)')
     p.add_argument('--no-rival', action='store_true')
+    p.add_argument('--report', action='store_true', help='train nothing, say what there is')
     p.add_argument('--keep', action='store_true', help='write benchmarks/real.json as well')
     args = p.parse_args()
-    torch.set_num_threads(args.threads)
-    if not args.no_rival:
-        try: mend_torchvision()
-        except ImportError: pass   # then there is no rival either, and `on_real_eyes` says so
-    found = on_real_eyes(args.out, real_eyes(args.data), replace(REAL, steps=args.steps), rivals=not args.no_rival)
+    found = on_real_eyes(args.out, real_eyes(args.data), replace(REAL, steps=args.steps), rivals=not args.no_rival, workers=args.workers, run=not args.report)
     print(real_table(found))
     if args.keep:
-        command = ['python', 'benchmarks/real.py', '--data', Path(args.data).name, '--steps', str(args.steps)] + ['--no-rival']*args.no_rival
-        made = dict(date=datetime.date.today().isoformat(), command=shlex.join(command), machine=facts(Engine()))
+        command = ['python', 'benchmarks/real.py', '--data', Path(args.data).name, '--steps', str(args.steps), '--workers', str(args.workers)] + ['--no-rival']*args.no_rival
+        made = dict(date=datetime.date.today().isoformat(), command=shlex.join(command))
         write_atomic(Path(__file__).with_suffix('.json'), json.dumps(dict(made=made) | found, indent=1))
 
 

@@ -9,8 +9,9 @@ __all__ = ['ONE', 'SEG', 'CLF', 'JOINT', 'SEGMENTER', 'CLASSIFIER', 'UNET', 'FCN
            'MAP_RATIOS', 'LONG', 'SHORT', 'SUITES', 'WORLDS', 'KEYED', 'RULES', 'SEARCH_SEED', 'Condition',
            'equal_work', 'ratio', 'on_map', 'conditions', 'condition', 'shortened', 'recipe_of', 'build', 'matched',
            'prepare', 'affordable', 'Photographs', 'photographs', 'Arena', 'train_once', 'judged', 'packed', 'unpacked',
-           'run_once', 'told', 'run_key', 'read_runs', 'keep_run', 'rates_to_try', 'best_rate', 'score_of', 'Job',
-           'Plan', 'attempt', 'work', 'work_together', 'usual_workers', 'seconds_left', 'Progress', 'run_all']
+           'run_once', 'told', 'run_key', 'read_runs', 'machines', 'keep_run', 'rates_to_try', 'best_rate', 'score_of',
+           'Job', 'Plan', 'attempt', 'work', 'work_together', 'usual_workers', 'seconds_left', 'Progress', 'run_plan',
+           'run_all']
 
 # %% ../nbs/20_experiments.ipynb #0170d7dc
 import base64, hashlib, json, math, os, threading, time, zlib
@@ -344,6 +345,14 @@ def read_runs(
     rows = map(json.loads, text[:text.rfind('\n') + 1].splitlines())
     return {r['key']: r for r in rows if not r.get('again') or r['at'] >= since}
 
+def machines(
+    rows,  # with their `facts`
+):  # dict, JSON-able: a list where they differ
+    "The machines that took part."
+    told = [r['facts'] for r in rows if 'facts' in r]
+    values = {k: sorted({m[k] for m in told if k in m}) for k in dict.fromkeys(k for m in told for k in m)}
+    return {k: v[0] if len(v) == 1 else v for k, v in values.items()}
+
 def keep_run(
     out,  # the folder of an experiment
     row,  # dict, JSON-able
@@ -457,6 +466,26 @@ def rows(self: Plan,
     jobs = [self.job(c, s, lr) for c, s, lr in found]
     return [done[j.key] | dict(condition=j.condition.name, seed=j.seed) for j in jobs if j.key in done]
 
+@patch
+def do(self: Plan,
+    job,          # a `Job`
+    device=None,  # see `engine.pick_device`
+):  # dict, JSON-able: a row
+    "Do a job."
+    row = run_once(job.condition, self.base_of(job.search), self.arena, job.seed, job.lr, device, job.search)
+    return dict(condition=job.condition.name, seed=job.seed, search=job.search) | row
+
+@patch
+def line(self: Plan,
+    row,  # of `do`
+):  # str
+    "One run in a few words."
+    r = row
+    if 'failed' in r: return f"{r['condition']}, lr {r.get('lr', '?')}: failed, {r['failed'][:80]}"
+    if r['search']: return f"{r['condition']}: rate {r['lr']:g} tried, lesions {r['valid']['lesion_miou']}, top-1 {r['valid']['top1']}"
+    said = [f'{word} {r["metrics"][k]}' for k, word, without in (('miou', 'mIoU', 'classifier'), ('lesion_miou', 'lesions', 'classifier'), ('top1', 'top-1', 'segmenter')) if r['agents'] != without]
+    return f"{r['condition']}, seed {r['seed']}: {', '.join(said)}"
+
 # %% ../nbs/20_experiments.ipynb #2752e3ad
 def attempt(
     out,     # the folder of the experiment
@@ -470,8 +499,8 @@ def attempt(
     except Timeout: return False
     with claim:
         if job.key in read_runs(out, since): return True
-        row = run_once(job.condition, plan.base_of(job.search), plan.arena, job.seed, job.lr, device, job.search)
-        keep_run(out, dict(key=job.key, condition=job.condition.name, seed=job.seed, search=job.search, at=time.time()) | row)
+        row = plan.do(job, device)
+        keep_run(out, dict(key=job.key, at=time.time()) | row)
     return True
 
 def work(
@@ -549,34 +578,36 @@ class Progress:
         self.seen |= set(done); self.rows += new
         left = self.plan.jobs(done)[1]
         seconds = seconds_left(left, self.rows)/self.workers
-        for r in new: self.say(f"{time.strftime('%H:%M')} {self.line(r)} ({r['seconds']:.0f} s); {len(left)} runs and about {seconds/3600:.1f} h left")
-
-    def line(self, r):
-        "One run in a few words."
-        if 'failed' in r: return f"{r['condition']}, lr {r.get('lr', '?')}: failed, {r['failed'][:80]}"
-        if r['search']: return f"{r['condition']}: rate {r['lr']:g} tried, lesions {r['valid']['lesion_miou']}, top-1 {r['valid']['top1']}"
-        said = [f'{word} {r["metrics"][k]}' for k, word, without in (('miou', 'mIoU', 'classifier'), ('lesion_miou', 'lesions', 'classifier'), ('top1', 'top-1', 'segmenter')) if r['agents'] != without]
-        return f"{r['condition']}, seed {r['seed']}: {', '.join(said)}"
+        for r in new: self.say(f"{time.strftime('%H:%M')} {self.plan.line(r)} ({r['seconds']:.0f} s); {len(left)} runs and about {seconds/3600:.1f} h left")
 
 # %% ../nbs/20_experiments.ipynb #fd7d7d65
+def run_plan(
+    out,          # the folder of the experiment; made if absent
+    plan,         # a `Plan`, or what has its `jobs`, `do`, `line` and `rows`
+    workers=1,    # processes at once, of one thread each if more than one
+    device=None,  # see `engine.pick_device`
+    say=print,    # what becomes of the progress
+):  # what the plan's `rows` gives
+    "Do what is not done yet."
+    out, since = Path(out), time.time()
+    (out/'claims').mkdir(parents=True, exist_ok=True)
+    done = read_runs(out, since)
+    look, left = Progress(plan, workers, say, done), plan.jobs(done)[1]
+    if left: say(f"{time.strftime('%H:%M')} {len(left)} runs to do or more, {workers} at once")
+    if workers == 1: work(out, plan, device, since, look)
+    else: work_together(workers, out, plan, device, since, look)
+    return plan.rows(read_runs(out))
+
 def run_all(
     out,          # the folder of the experiment; made if absent
     todo,         # `Condition`s
     base, arena,  # the base `Recipe`, an `Arena`
     seeds=3,      # how many
     search=True,  # for rates?
-    workers=1,    # processes at once, of one thread each if more than one
+    workers=1,    # see `run_plan`
     device=None,  # see `engine.pick_device`
     say=print,    # what becomes of the progress
     rates=None,   # see `Plan`
 ):  # list of rows, one for each condition and seed
-    "Do what is not done yet."
-    out = Path(out)
-    (out/'claims').mkdir(parents=True, exist_ok=True)
-    plan, since = Plan(todo, base, arena, seeds, search, rates), time.time()
-    done = read_runs(out, since)
-    look, left = Progress(plan, workers, say, done), plan.jobs(done)[1]
-    if left: say(f"{time.strftime('%H:%M')} {'at least '*search}{len(left)} runs to do, {workers} at once")
-    if workers == 1: work(out, plan, device, since, look)
-    else: work_together(workers, out, plan, device, since, look)
-    return plan.rows(read_runs(out))
+    "Train conditions, as far as they are not trained yet."
+    return run_plan(out, Plan(todo, base, arena, seeds, search, rates), workers, device, say)

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 
 # %% ../nbs/22_tables.ipynb #f4f1386a
 from .evaluate import paired_interval
-from .experiments import MAP_MASKS, MAP_RATIOS, MASKS, NOISE, SUITES, WORLDS, Arena, Plan, conditions, on_map, read_runs, run_all, shortened, told, unpacked
+from .experiments import MAP_MASKS, MAP_RATIOS, MASKS, NOISE, SUITES, WORLDS, Arena, Plan, conditions, machines, on_map, read_runs, run_all, shortened, told, unpacked
 from .figures import comparison
 from .fit import show_eyes
 from .recipes import recipe, recipe_from_json, recipe_to_json
@@ -73,9 +73,7 @@ def tables_of(
     command='',         # how it was made
 ):  # dict, JSON-able
     "All that was found."
-    machines = [r['facts'] for r in rows if 'facts' in r]
-    all_of = {k: sorted({m[k] for m in machines if k in m}) for k in dict.fromkeys(k for m in machines for k in m)}
-    made = dict(date=time.strftime('%Y-%m-%d'), command=command, machine={k: v[0] if len(v) == 1 else v for k, v in all_of.items()}, hours=round(sum({r['key']: r['seconds'] for r in rows}.values())/3600, 2))
+    made = dict(date=time.strftime('%Y-%m-%d'), command=command, machine=machines(rows), hours=round(sum({r['key']: r['seconds'] for r in rows}.values())/3600, 2))
     photos = dict(data=arena.data if arena.data in WORLDS else 'a data set on the disk', label=arena.label, **(dict(n=arena.n, n_test=arena.n_test) if arena.data in WORLDS else {}))
     return finite(dict(made=made, photographs=photos, recipe=json.loads(recipe_to_json(base)), rows=summary(rows), claims=verdicts(rows)))
 

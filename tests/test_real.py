@@ -6,7 +6,8 @@ from torch import nn
 from jointseg_nb import real as R
 from jointseg_nb.data import embedded
 from jointseg_nb.evaluate import evaluate
-from jointseg_nb.real import REAL, TRIED, TRIED_UNET, cross_validate, folds, joined, on_real_eyes, real_table, scores_of, train_other, unet
+from jointseg_nb.experiments import read_runs
+from jointseg_nb.real import REAL, RIVAL, TRIED, TRIED_UNET, Contest, folds, joined, on_real_eyes, real_table, scores_of, train_other, unet
 from jointseg_nb.recipes import Recipe
 
 small = replace(REAL, size=64, crop=64, pad=6, seg_batch=2, clf_batch=2, precision='float32', steps=2)
@@ -43,51 +44,88 @@ def test_folds_together_are_what_one_evaluation_of_all_would_be(eyes):
 def test_another_segmenter_takes_its_time_and_leaves_our_chance_alone(eyes):
     model, _, seconds, steps = train_other(nn.Conv2d(3, eyes.n_classes, 1), replace(small, lr=.01), eyes, *folds(eyes)[0], seconds=.3, device='cpu')
     assert .3 <= seconds < 3 and steps >= 1 and not model.net.bias.isnan().any()
-    before = torch.get_rng_state()
-    assert torch.equal(R._seeded(nn.Linear, 3, 2, 2).weight, R._seeded(nn.Linear, 3, 2, 2).weight)
-    assert torch.equal(before, torch.get_rng_state())
 
 def test_without_the_rival_that_is_said_before_anything_is_trained(eyes, tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
     with pytest.raises(ValueError, match=r'jointseg_nb\[bench\].*rivals=False'): on_real_eyes(tmp_path, eyes, small)
     assert not list(tmp_path.iterdir())
 
+def net(n): return nn.Conv2d(3, n, 3, padding=1)
+
 def test_all_of_it_and_nothing_twice(eyes, tmp_path, monkeypatch):
-    monkeypatch.setattr(R, 'unet', lambda n: nn.Conv2d(3, n, 3, padding=1))
-    said = []
+    monkeypatch.setattr(R, 'unet', net)
+    said, before = [], torch.get_rng_state()
     found = on_real_eyes(tmp_path, eyes, small, dict(base={}, other=dict(lr=.05)), device='cpu', say=said.append)
-    assert len(said) == (2 + 5) + (1 + 5) + (7 + 5) and set(found['rows']) == {'JointSeg', 'segmenter alone', 'Unet(resnet34)'} and found['chosen']['JointSeg'] in ('base', 'other')
+    assert len(said) == 1 + (2 + 5) + (1 + 5) + (7 + 5) and set(found['rows']) == {'JointSeg', 'segmenter alone', RIVAL} and found['chosen']['JointSeg'] in ('base', 'other')
+    assert said[0].endswith('25 runs to do or more, 1 at once') and 'JointSeg, base, tried: lesions' in said[1] and '24 runs and about' in said[1]
     assert on_real_eyes(tmp_path, eyes, small, dict(base={}, other=dict(lr=.05)), device='cpu', say=lambda t: 1/0) == found == json.loads((tmp_path/'real.json').read_text())
     table = real_table(found)
     assert 'microaneurysm, AUPR' in table and 'nan' not in table and 'mean IoU of lesions' in table
+    assert set(found['tried']['JointSeg']) == {'base', 'other'} and found['tried']['JointSeg']['base']['steps'] == 1 and found['machine']['device'] == 'cpu'
+
+def test_the_rival_begins_the_same_each_time_and_leaves_our_chance_alone(eyes, monkeypatch):
+    began = []
+    monkeypatch.setattr(R, 'unet', net); monkeypatch.setattr(R, 'train_other', lambda net, *a: began.append(net.weight))
+    contest, before = Contest(eyes, small, dict(base={})), torch.get_rng_state()
+    for _ in range(2): contest.rival(small, eyes, None, None, 1.)
+    assert torch.equal(*began) and torch.equal(before, torch.get_rng_state())
+
+def test_a_costlier_try_takes_fewer_steps(eyes):
+    base = replace(small, steps=60)
+    steps = {w: r.steps for w, r in Contest(eyes, base, rivals=False).tries['JointSeg'].items()}
+    assert steps['base'] == steps['slower'] == steps['plain'] == 60 and 10 < steps['full_size'] < 30 and 10 < steps['base_net'] < 40
+
+def test_what_is_there_so_far_is_told(eyes, tmp_path):
+    "Nothing is trained by a report; a contest of which a part is done tells that part."
+    tries = dict(base={}, other=dict(lr=.05))
+    assert on_real_eyes(tmp_path, eyes, small, tries, rivals=False, run=False)['rows'] == {}
+    whole = on_real_eyes(tmp_path, eyes, small, tries, rivals=False, device='cpu', say=lambda t: None)
+    lines = (tmp_path/'runs.jsonl').read_text().splitlines(True)
+    (tmp_path/'runs.jsonl').write_text(''.join(lines[:4]))
+    part = on_real_eyes(tmp_path, eyes, small, tries, rivals=False, run=False)
+    assert part['rows']['JointSeg']['folds'] == 2 and set(part['rows']) == {'JointSeg'} and 'microaneurysm' in real_table(part)
+    assert part['tried']['JointSeg'] == whole['tried']['JointSeg'] and part['chosen'] == dict(whole['chosen'], **{'segmenter alone': None})
+
+def counting(monkeypatch, count):
+    "Stubs that say how long they took instead of training."
+    monkeypatch.setattr(R, 'unet', lambda n: None); monkeypatch.setattr(R, 'train_and_count', count)
+
+def a_row(eyes, seconds): return dict(seconds=seconds, steps=1) | R.counts_of(R.OtherSegmenter(nn.Conv2d(3, eyes.n_classes, 1), eyes.n_classes, eyes.n_labels), eyes, folds(eyes)[0][1], None)
 
 def test_what_another_run_sets_the_time_of_is_done_again_when_that_time_changes(eyes, tmp_path, monkeypatch):
-    "Stubs that say how long they took: a slower recipe of ours, in the same folder, gives the rival more time, and one that fails the mean of the others."
-    slow, given = [100.], []
-    row = lambda seconds: dict(seconds=seconds, steps=1) | R.counts_of(R.OtherSegmenter(nn.Conv2d(3, eyes.n_classes, 1), eyes.n_classes, eyes.n_labels), eyes, folds(eyes)[0][1], None)
+    "A slower recipe of ours, in the same folder, gives the rival more time, and one that fails the mean of the others."
+    slow, given, row = [100.], [], a_row(eyes, 1.)
     def count(how, recipe, source, train, held, seconds=None, device=None):
         if seconds: given.append(seconds)
         elif recipe.agents == 'both' and recipe.lr == .05 and torch.equal(held, folds(eyes)[2][1]): raise FloatingPointError('the seg loss is nan')
-        return row(seconds or slow[0])
-    monkeypatch.setattr(R, 'unet', lambda n: None); monkeypatch.setattr(R, 'train_and_count', count)
+        return row | dict(seconds=seconds or slow[0])
+    counting(monkeypatch, count)
     all_of_it = lambda **tries: on_real_eyes(tmp_path, eyes, small, tries, device='cpu', say=lambda t: None)
     all_of_it(base={})
     assert given == [100.]*12
     slow[0] = 300.
     found = all_of_it(base=dict(lr=.05))
-    assert given[12:] == [300.]*12 and found['rows']['JointSeg']['folds'] == 4 and found['rows']['Unet(resnet34)']['folds'] == 5
+    assert given[12:] == [300.]*12 and found['rows']['JointSeg']['folds'] == 4 and found['rows'][RIVAL]['folds'] == 5
 
-def test_where_every_try_fails_that_is_said(eyes, tmp_path):
+def test_where_every_try_fails_that_is_said(eyes, tmp_path, monkeypatch):
     def fails(*a): raise FloatingPointError('the seg loss is nan')
-    with pytest.raises(ValueError, match='every try of x failed.*seg loss is nan.*lower rates'): R.chosen(tmp_path, 'x', fails, dict(one={}, two=dict(lr=.2)), small, eyes, device='cpu', say=lambda t: None)
+    counting(monkeypatch, fails)
+    with pytest.raises(ValueError, match='every try of JointSeg failed.*seg loss is nan.*lower rates'): on_real_eyes(tmp_path, eyes, small, dict(one={}, two=dict(lr=.2)), device='cpu', say=lambda t: None)
 
 def test_a_recipe_under_which_the_loss_is_no_number_is_not_chosen(eyes, tmp_path, monkeypatch):
-    def fails(recipe, *a):
+    row = a_row(eyes, 1.)
+    def count(how, recipe, *a):
         if recipe.lr > 1: raise FloatingPointError('the seg loss is nan')
-        return R.train_ours(recipe, *a)
-    best, rows = R.chosen(tmp_path, 'x', fails, dict(wild=dict(lr=5.), tame={}), small, eyes, device='cpu', say=lambda t: None)
-    assert best == 'tame' and rows['wild']['failed']
-    assert scores_of([rows['wild']], eyes) == dict(failed='the seg loss is nan')
+        return row
+    counting(monkeypatch, count)
+    found = on_real_eyes(tmp_path, eyes, small, dict(wild=dict(lr=5.), tame={}), rivals=False, device='cpu', say=lambda t: None)
+    assert found['chosen']['JointSeg'] == 'tame' and found['tried']['JointSeg']['wild']['failed'] == 'the seg loss is nan'
+    failed = [r for r in read_runs(tmp_path).values() if 'failed' in r]
+    assert scores_of(failed, eyes) == dict(failed='the seg loss is nan')
+
+def test_two_workers_share_a_contest(tmp_path, eyes):
+    found = on_real_eyes(tmp_path, eyes, small, dict(base={}, other=dict(lr=.05)), rivals=False, workers=2, device='cpu', say=lambda t: None)
+    assert len(read_runs(tmp_path)) == 13 and found['rows']['JointSeg']['folds'] == 5
 
 @pytest.mark.skipif(importlib.util.find_spec('segmentation_models_pytorch') is None, reason='wants the extra bench')
 def test_the_rival_itself(): assert unet(5).eval()(torch.zeros(1, 3, 64, 64)).shape == (1, 5, 64, 64)
