@@ -1386,6 +1386,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'jointseg_nb.tables._map_line': ('tables.html#_map_line', 'jointseg_nb/tables.py'),
                                     'jointseg_nb.tables._scores': ('tables.html#_scores', 'jointseg_nb/tables.py'),
                                     'jointseg_nb.tables.as_markdown': ('tables.html#as_markdown', 'jointseg_nb/tables.py'),
+                                    'jointseg_nb.tables.claim_text': ('tables.html#claim_text', 'jointseg_nb/tables.py'),
                                     'jointseg_nb.tables.claims_table': ('tables.html#claims_table', 'jointseg_nb/tables.py'),
                                     'jointseg_nb.tables.compared': ('tables.html#compared', 'jointseg_nb/tables.py'),
                                     'jointseg_nb.tables.difference': ('tables.html#difference', 'jointseg_nb/tables.py'),

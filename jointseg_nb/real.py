@@ -334,6 +334,7 @@ def real_table(
 ):  # str, Markdown
     "IoU and AUPR of each class, with intervals, in percent."
     rows = {n: r for n, r in found['rows'].items() if 'failed' not in r}
+    if not rows: return 'No fold is done.'
     text = lambda v: '-' if not v or v[0] is None else f'{100*v[0]:.1f}' + ('' if v[1] is None else f' ({100*v[1]:.1f} to {100*v[2]:.1f})')
     lines = [f"| | {' | '.join(rows)} |", '|---' + '|---'*len(rows) + '|', f"| mean IoU of lesions | {' | '.join(text(r['lesion_miou']) for r in rows.values())} |",
              f"| that of the first fold | {' | '.join(text([r['first_fold'], None]) for r in rows.values())} |"]

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['OF_MASKS', 'OF_GRADES', 'TAUGHT', 'NAMES', 'COLOURS', 'LINES', 'FAST', 'over_seeds', 'summary', 'finite', 'tables_of',
-           'row_of', 'difference', 'percent', 'points', 'claims_table', 'in_words', 'verdict_page', 'compared',
-           'suite_table', 'as_markdown', 'plot_claims', 'plot_suite', 'plot_curves', 'plot_masks', 'plot_noise',
-           'map_points', 'plot_map', 'figure6', 'judged_by', 'write_tables', 'rates_of', 'reproduce']
+           'row_of', 'difference', 'percent', 'points', 'claims_table', 'in_words', 'claim_text', 'verdict_page',
+           'compared', 'suite_table', 'as_markdown', 'plot_claims', 'plot_suite', 'plot_curves', 'plot_masks',
+           'plot_noise', 'map_points', 'plot_map', 'figure6', 'judged_by', 'write_tables', 'rates_of', 'reproduce']
 
 # %% ../nbs/22_tables.ipynb #983c15dc
 import json, time
@@ -132,15 +132,23 @@ def in_words(
     what = f"{'half of ' if k['factor'] == .5 else ''}{k['better']} against {worse}, {NAMES.get(k['score'], k['score'])}"
     return f"- {what}: not measured" if 'verdict' not in k else f"- {what}: {k['ours']:.3g} and {k['theirs']:.3g}, difference {points(k)}{', no loss claimed' if k['no_loss'] else ''}: {k['verdict']}"
 
+def claim_text(
+    tables,  # of `tables_of`
+    name,    # of a claim
+):  # str, Markdown; '' if nothing of it was measured
+    "A claim, its verdict, and all that was compared for it."
+    c = next((c for c in tables['claims'] if c['claim'] == name), None)
+    if c is None: return ''
+    text = [f"**{c['claim']}: {c['verdict']}.** {c['text'][0].upper()}{c['text'][1:]} (the paper: {c['paper']}; {c['seeds']} seeds).", '', *map(in_words, c['comparisons']), '']
+    if c['also']: text += ['Beside it:', '', *map(in_words, c['also']), '']
+    return '\n'.join(text)
+
 def verdict_page(
     tables,  # of `tables_of`
 ):  # str, Markdown
     "Every claim, and all that was compared for it."
-    text = ['# Verdicts', '', 'Differences in points of a hundred (of `masks`: in doublings), with their 95% interval over seeds.', '']
-    for c in tables['claims']:
-        text += [f"## {c['claim']}: {c['verdict']}", '', f"{c['text'][0].upper()}{c['text'][1:]} (the paper: {c['paper']}; {c['seeds']} seeds).", '', *map(in_words, c['comparisons']), '']
-        if c['also']: text += ['Beside it:', '', *map(in_words, c['also']), '']
-    return '\n'.join(text)
+    head = ['# Verdicts', '', 'Differences in points of a hundred (of `masks`: in doublings), with their 95% interval over seeds.', '']
+    return '\n'.join(head + [claim_text(tables, c['claim']) for c in tables['claims']])
 
 # %% ../nbs/22_tables.ipynb #20f21b3a
 def compared(

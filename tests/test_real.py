@@ -78,7 +78,8 @@ def test_a_costlier_try_takes_fewer_steps(eyes):
 def test_what_is_there_so_far_is_told(eyes, tmp_path):
     "Nothing is trained by a report; a contest of which a part is done tells that part."
     tries = dict(base={}, other=dict(lr=.05))
-    assert on_real_eyes(tmp_path, eyes, small, tries, rivals=False, run=False)['rows'] == {}
+    nothing = on_real_eyes(tmp_path, eyes, small, tries, rivals=False, run=False)
+    assert nothing['rows'] == {} and real_table(nothing) == 'No fold is done.'
     whole = on_real_eyes(tmp_path, eyes, small, tries, rivals=False, device='cpu', say=lambda t: None)
     lines = (tmp_path/'runs.jsonl').read_text().splitlines(True)
     (tmp_path/'runs.jsonl').write_text(''.join(lines[:4]))

@@ -5,7 +5,7 @@ import pytest
 from jointseg_nb import commands, experiments as X, tables as T
 from jointseg_nb.experiments import SUITES, conditions, run_all
 from jointseg_nb.recipes import Recipe
-from jointseg_nb.tables import as_markdown, difference, judged_by, plot_claims, plot_curves, plot_map, plot_masks, plot_noise, plot_suite, reproduce, row_of, summary, tables_of
+from jointseg_nb.tables import as_markdown, difference, judged_by, plot_claims, plot_curves, plot_map, plot_masks, plot_noise, plot_suite, rates_of, reproduce, row_of, summary, tables_of
 from jointseg_nb.verdicts import CLAIMS, Comparison, compare, judge, masks_needed, sooner, together, verdicts
 from test_experiments import arena, base, made_up, without_time
 
@@ -106,7 +106,15 @@ def test_stopped_in_the_middle_there_are_tables_of_what_is_done(tmp_path, monkey
     rows = json.loads((tmp_path/'tables.json').read_text())['rows']
     assert rows[0]['condition'] == 'joint' and all(r['seeds'] == [0, 1, 2] and r['scores'] == rows[0]['scores'] for r in rows), 'joint, by all its names'
 
-kept = Path(__file__).parent.parent/'benchmarks/tables.json'
+benchmarks = Path(__file__).parent.parent/'benchmarks'
+kept = benchmarks/'tables.json'
+
+def test_the_kept_tables_are_what_the_kept_runs_say():
+    "Every figure of benchmarks/tables.json comes from a line of benchmarks/tables/runs.jsonl."
+    said, pocket = json.loads(kept.read_text()), X.recipe('pocket')
+    rows = X.Plan(conditions(), pocket, X.Arena(), rates=rates_of(said, pocket)).rows(X.read_runs(benchmarks/'tables'))
+    again = tables_of(rows, pocket, X.Arena())
+    assert len(again['rows']) > 30 and all(again[k] == said[k] for k in ('recipe', 'photographs', 'rows', 'claims')) and again['made']['machine'] == said['made']['machine']
 
 def called(argv):
     "The exit code of `jointseg-tables`; None where all went well."
