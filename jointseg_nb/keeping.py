@@ -111,7 +111,7 @@ class Keeper:
         try: self.lock.acquire()
         except Timeout: raise FolderBusy(f'folder={str(folder)!r}: another process is at work there; wait for it, or name another folder') from None
         write_atomic(self.path/'session.json', json.dumps(dict(format=1, what='jointseg session')))
-        self.hand = ThreadPoolExecutor(1, thread_name_prefix='jointseg-keeper')
+        self.hand, self.alone = ThreadPoolExecutor(1, thread_name_prefix='jointseg-keeper'), threading.RLock()
         self.runs = sorted(p for p in self.path.glob('run-*') if p.name[4:].isdecimal())
 
     def close(self):
@@ -128,8 +128,9 @@ def ask(self: Keeper,
     "Have something done by the hand, in turn; here and now, if the interpreter is ending and its pools take nothing more."
     try: return self.hand.submit(_then_rest, job, *args)
     except RuntimeError:
+        self.hand.shutdown()   # what it was asked before is done before
         done = Future()
-        done.set_result(job(*args))
+        with self.alone: done.set_result(job(*args))
         return done
 
 def _then_rest(job, *args):

@@ -170,8 +170,9 @@ def compare(
 # %% ../nbs/21_verdicts.ipynb #1b61ee26
 def _measured(found):
     "What a claim's comparisons gave, and how many of them are still to come."
-    against = lambda f: f"{f['worse']} {f['theirs']:.3g}" if isinstance(f['worse'], str) else f"asked for {f['worse']:g}"
-    done = [f"{f['better']} {f['ours']:.3g}, {against(f)} ({f['score']})" for f in found if 'verdict' in f]
+    number = lambda v: f'{v:,.0f}' if v > 1000 else f'{v:.3g}'
+    against = lambda f: f"{f['worse']} {number(f['theirs'])}" if isinstance(f['worse'], str) else f"asked for {f['worse']:g}"
+    done = [f"{f['better']} {number(f['ours'])}, {against(f)} ({f['score']})" for f in found if 'verdict' in f]
     left = len(found) - len(done)
     return '; '.join(done + [f'{left} of {len(found)} comparisons not measured']*(left > 0))
 

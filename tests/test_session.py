@@ -668,6 +668,20 @@ def test_runs_replaced_by_many_threads_are_all_kept(source, tmp_path):
     for path, run in zip(done, session.snapshot.runs): is_kept(path, run.step, session)
     session.release()
 
+def test_when_the_pools_take_nothing_more_what_was_asked_before_is_done_before(tmp_path, monkeypatch):
+    "The interpreter ends while the hand is at work: two writers at once would spoil a checkpoint."
+    import concurrent.futures.thread as pools
+    keeper, done, slow = Keeper(tmp_path/'lab'), [], threading.Event()
+    def job(n): slow.wait(.05); done.append(n); slow.wait(.05); done.append(n)
+    for n in (1, 2): keeper.ask(job, n)
+    monkeypatch.setattr(pools, '_shutdown', True)
+    others = [threading.Thread(target=keeper.ask, args=(job, n)) for n in (3, 4)]
+    for t in others: t.start()
+    for t in others: t.join()
+    monkeypatch.undo()
+    keeper.close()
+    assert done[:4] == [1, 1, 2, 2] and done[4:] in ([3, 3, 4, 4], [4, 4, 3, 3])
+
 def test_the_interpreter_ends_while_a_run_is_replaced(source, tmp_path):
     p = process(tmp_path/'lab', "s.run(); s.wait(step=3); t = s.setup.trainer; s.apply(lr=0.01); import atexit; atexit.register(lambda: print(t.step_done))", stderr=subprocess.PIPE)
     out, err = p.communicate(timeout=120)
