@@ -164,7 +164,7 @@ import sys
 sys.path.insert(0, sys.argv[2])
 from jointseg_nb import experiments as X
 from test_experiments import arena, base
-if __name__ == '__main__': X.run_all(sys.argv[1], X.conditions(['cooperation'])[1:3], X.replace(base, steps=2), arena, 2, search=False, workers=2, device='cpu', say=lambda t: print(t, flush=True))
+if __name__ == '__main__': X.run_all(sys.argv[1], X.conditions(['cooperation'])[1:3], X.replace(base, steps=2), arena, int(sys.argv[3]), search=False, workers=2, device='cpu', say=lambda t: print(t, flush=True))
 '''
 
 def alive(pid):
@@ -177,25 +177,25 @@ def test_two_workers_killed_and_begun_again(tmp_path):
     "Killed without warning, workers and all: what is done stays done, nobody lives on, and the same call ends it."
     (script := tmp_path/'team.py').write_text(team)
     out = tmp_path/'runs'
-    def begin(): return subprocess.Popen([sys.executable, str(script), str(out), str(Path(__file__).parent)], stdout=subprocess.PIPE, text=True)
+    def begin(): return subprocess.Popen([sys.executable, str(script), str(out), str(Path(__file__).parent), '8'], stdout=subprocess.PIPE, text=True)
     p = begin()
     p.stdout.readline()
     first = p.stdout.readline()   # the first run is done
     children = [int(c) for c in Path(f'/proc/{p.pid}/task/{p.pid}/children').read_text().split()] if Path('/proc').exists() else []
     p.send_signal(signal.SIGKILL); p.wait()
-    assert 'runs and about' in first and 1 <= len(read_runs(out)) < 4
+    assert 'runs and about' in first and 1 <= len(read_runs(out)) < 16
     for _ in range(100):
         if not any(map(alive, children)): break
         time.sleep(.1)
     assert not any(map(alive, children))
     said = begin().communicate()[0]
-    assert len(read_runs(out)) == 4 and '0 runs' in said
+    assert len(read_runs(out)) == 16 and '0 runs' in said
     lines = (out/'runs.jsonl').read_text().splitlines()
-    assert len(lines) == 4, 'nothing was done twice'
+    assert len(lines) == 16, 'nothing was done twice'
 
 def test_two_calls_in_one_folder_share_the_work(tmp_path):
     (script := tmp_path/'team.py').write_text(team.replace('workers=2', 'workers=1'))
     out = tmp_path/'runs'
-    both = [subprocess.Popen([sys.executable, str(script), str(out), str(Path(__file__).parent)], stdout=subprocess.DEVNULL) for _ in range(2)]
+    both = [subprocess.Popen([sys.executable, str(script), str(out), str(Path(__file__).parent), '2'], stdout=subprocess.DEVNULL) for _ in range(2)]
     assert [p.wait() for p in both] == [0, 0]
     assert len((out/'runs.jsonl').read_text().splitlines()) == 4 and len(read_runs(out)) == 4
