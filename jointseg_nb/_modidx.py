@@ -696,6 +696,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'jointseg_nb.experiments.condition': ('experiments.html#condition', 'jointseg_nb/experiments.py'),
                                          'jointseg_nb.experiments.conditions': ( 'experiments.html#conditions',
                                                                                  'jointseg_nb/experiments.py'),
+                                         'jointseg_nb.experiments.digest_of': ('experiments.html#digest_of', 'jointseg_nb/experiments.py'),
                                          'jointseg_nb.experiments.equal_work': ( 'experiments.html#equal_work',
                                                                                  'jointseg_nb/experiments.py'),
                                          'jointseg_nb.experiments.judged': ('experiments.html#judged', 'jointseg_nb/experiments.py'),

@@ -9,9 +9,9 @@ __all__ = ['ONE', 'SEG', 'CLF', 'JOINT', 'SEGMENTER', 'CLASSIFIER', 'UNET', 'FCN
            'MAP_RATIOS', 'LONG', 'SHORT', 'SUITES', 'WORLDS', 'KEYED', 'RULES', 'SEARCH_SEED', 'Condition',
            'equal_work', 'ratio', 'on_map', 'conditions', 'condition', 'shortened', 'recipe_of', 'build', 'matched',
            'prepare', 'affordable', 'Photographs', 'photographs', 'Arena', 'train_once', 'judged', 'packed', 'unpacked',
-           'run_once', 'told', 'run_key', 'read_runs', 'machines', 'keep_run', 'rates_to_try', 'best_rate', 'score_of',
-           'Job', 'Plan', 'attempt', 'work', 'work_together', 'usual_workers', 'seconds_left', 'Progress', 'run_plan',
-           'run_all']
+           'run_once', 'told', 'run_key', 'digest_of', 'read_runs', 'machines', 'keep_run', 'rates_to_try', 'best_rate',
+           'score_of', 'Job', 'Plan', 'attempt', 'work', 'work_together', 'usual_workers', 'seconds_left', 'Progress',
+           'run_plan', 'run_all']
 
 # %% ../nbs/20_experiments.ipynb #0170d7dc
 import base64, hashlib, json, math, os, threading, time, zlib
@@ -332,7 +332,9 @@ def run_key(
     "A digest of all that a run depends on."
     r, c = recipe_of(condition, base, seed, lr), condition
     known = [RULES, told(r), c.net, c.pretrain, told(base) if c.equal == 'flops' else None, arena.digest(r.size, c.world), search]
-    return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:16]
+    return digest_of(known)
+
+def digest_of(known): return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:16]
 
 # %% ../nbs/20_experiments.ipynb #73eb7938
 def read_runs(

@@ -8,7 +8,7 @@ __all__ = ['LESIONS_4', 'REAL', 'TRIED', 'RATES', 'UNET_LR', 'RIVAL', 'TRIED_UNE
            'Contest', 'on_real_eyes', 'scores_of', 'real_table']
 
 # %% ../nbs/23_real.ipynb #b5f14197
-import hashlib, importlib.util, json, time
+import importlib.util, json, time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from .data import near
 from .datasets import read
 from .engine import Engine, facts
 from .evaluate import Evaluation, evaluate, paired_interval
-from .experiments import JOINT, affordable, machines, read_runs, run_plan, shortened, told
+from .experiments import JOINT, affordable, digest_of, machines, read_runs, run_plan, shortened, told
 from .fit import source_digest
 from .losses import Loss, class_weights
 from .recipes import recipe
@@ -159,7 +159,7 @@ def train_and_count(
     model, engine, took, steps = how(recipe, source, train, held, seconds, device)
     return dict(seconds=round(took, 1), steps=steps, facts=facts(engine)) | counts_of(model, source, held, engine)
 
-# %% ../nbs/23_real.ipynb #55d6a391
+# %% ../nbs/23_real.ipynb #b9d316c3
 @dataclass(frozen=True)
 class Training:
     "One training on real eyes."
@@ -178,6 +178,7 @@ class Standing:
     recipe: object = None  # the `Recipe` of the best
     folds: tuple = ()      # a `Training` each; None where its time is not known yet
 
+# %% ../nbs/23_real.ipynb #1c175f0f
 class Contest:
     "All trainings on real eyes: recipes tried and folds, of JointSeg, its segmenter alone, and a library's U-Net."
     def __init__(self,
@@ -196,9 +197,9 @@ class Contest:
 
     def training(self, contender, word, fold, recipe, seconds=None):
         known = [contender, word, fold, seconds, told(recipe), self.digest]
-        return Training(contender, word, fold, recipe, seconds, hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:16])
+        return Training(contender, word, fold, recipe, seconds, digest_of(known))
 
-# %% ../nbs/23_real.ipynb #ead91940
+# %% ../nbs/23_real.ipynb #5fc193f8
 @patch
 def standing(self: Contest,
     name,         # of the contender
@@ -216,6 +217,7 @@ def standing(self: Contest,
     each = [self.training(name, best, k + 1, tries[best], a_fold and a_fold[k]) if a_fold is None or a_fold[k] else None for k in range(len(self.dealt))]
     return Standing(tried, best, tries[best], tuple(each))
 
+# %% ../nbs/23_real.ipynb #73397f67
 @patch
 def standings(self: Contest,
     done,  # of `read_runs`
@@ -228,6 +230,7 @@ def standings(self: Contest,
     if self.rivals: out[RIVAL] = self.standing(RIVAL, self.tries[RIVAL], done, done[ours.tries[ours.best].key]['seconds'], self.times(ours, done))
     return out
 
+# %% ../nbs/23_real.ipynb #ae65d8cf
 @patch
 def times(self: Contest,
     ours,  # `Standing` of ours
@@ -239,7 +242,7 @@ def times(self: Contest,
     usual = None if None in rows else round(float(np.mean(good or [2*done[ours.tries[ours.best].key]['seconds']])), 1)
     return [r and (usual if 'failed' in r else r['seconds']) for r in rows]
 
-# %% ../nbs/23_real.ipynb #934b57da
+# %% ../nbs/23_real.ipynb #604d6bf7
 @patch
 def jobs(self: Contest,
     done,  # of `read_runs`
@@ -253,6 +256,7 @@ def jobs(self: Contest,
         left += [(name, True)]*(n - sum(t.key in done for t in s.tries.values())) + [(name, False)]*(len(self.dealt) - sum(t is not None and t.key in done for t in s.folds))
     return now, left
 
+# %% ../nbs/23_real.ipynb #f80e5672
 @patch
 def do(self: Contest,
     job,          # a `Training`
@@ -275,6 +279,7 @@ def rival(self: Contest, recipe, source, train, held, seconds, device=None):
         net = unet(source.n_classes)
     return train_other(net, recipe, source, train, held, seconds, device)
 
+# %% ../nbs/23_real.ipynb #99a2bb72
 @patch
 def line(self: Contest,
     row,  # of `do`
