@@ -25,7 +25,7 @@ from .engine import release_threads
 from .fit import BEGUN, check_same_photographs, data_paths, history_row, source_digest
 from .looks import Frame
 from .recipes import Recipe, read_recipe
-from .runs import Run, check_same_recipe, check_writable, write_atomic
+from .runs import Run, check_same_recipe, check_writable, tensor_files, write_atomic
 from .snapshots import RunSummary, summary, switch_rows
 
 # %% ../nbs/27_keeping.ipynb #a8dde434
@@ -186,7 +186,7 @@ def leave(self: Keeper,
     "Of a run that is over, the summary and the last checkpoint are enough."
     run.write_json('summary', summary_to_dict(summary))
     for old in run.checkpoints()[:-1]:
-        for file in (old, old.with_suffix('.safetensors')): file.unlink(missing_ok=True)
+        for file in (old, *tensor_files(old)): file.unlink(missing_ok=True)
 
 # %% ../nbs/27_keeping.ipynb #36e9908b
 @patch

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FORMAT', 'HISTORY_COLUMNS', 'RUN_FILES', 'flush', 'whole_file', 'write_atomic', 'pack', 'unpack', 'write_checkpoint',
-           'read_checkpoint', 'read_history', 'RunFailed', 'check_writable', 'Run', 'check_same_recipe', 'RunWarning',
-           'parse_every']
+           'tensor_files', 'read_checkpoint', 'read_history', 'RunFailed', 'check_writable', 'Run', 'check_same_recipe',
+           'RunWarning', 'parse_every']
 
 # %% ../nbs/12_runs.ipynb #0a00295a
 import csv, errno, hashlib, io, json, os, warnings
@@ -106,10 +106,19 @@ def write_checkpoint(
     "Keep a state, with the recipe and the circumstances it belongs to."
     path, tensors = Path(path), {}
     content = dict(format=FORMAT, step=step, recipe=asdict(recipe), facts=facts, state=pack(state, tensors))
-    with whole_file(path.with_suffix('.safetensors')) as part:
-        part.write_bytes(save(tensors))
-        content['tensors_sha256'] = file_sha256(part)
+    data = save(tensors)
+    content['tensors_sha256'] = hashlib.sha256(data).hexdigest()
+    content['tensors'] = f"{path.stem}.{content['tensors_sha256'][:12]}.safetensors"
+    with whole_file(path.with_name(content['tensors'])) as part: part.write_bytes(data)
     write_atomic(path, json.dumps(content | dict(sha256=_json_sha256(content))))
+    for file in tensor_files(path):
+        if file.name != content['tensors']: file.unlink()
+
+def tensor_files(
+    path,  # of the JSON
+):  # list of paths
+    "The files with its tensors: one, or two where writing was cut short."
+    return sorted(path.parent.glob(f'{path.stem}.*safetensors'))
 
 # %% ../nbs/12_runs.ipynb #132779d6
 def file_sha256(
@@ -135,7 +144,7 @@ def read_checkpoint(
     if not isinstance(content, dict) or 'format' not in content: raise wrong(f'{path.name} describes no checkpoint')
     if content['format'] != FORMAT: raise wrong(f'it has format {content["format"]!r}, this version of the package reads format {FORMAT}')
     if content.pop('sha256', None) != _json_sha256(content): raise wrong(f'{path.name} was altered after it was written (its checksum differs)')
-    file = path.with_suffix('.safetensors')
+    file = path.with_name(content.get('tensors', f'{path.stem}.safetensors'))   # in older runs it has the name of the JSON
     try: same = file_sha256(file) == content['tensors_sha256']
     except OSError as e: raise wrong(f'{file.name} cannot be read ({e})') from None
     if not same: raise wrong(f'{file.name} was altered after it was written (its checksum differs)')
@@ -285,7 +294,7 @@ def save(self: Run,
     for old in self.checkpoints()[:-self.keep]: old.unlink()
     held = {p.stem for p in self.checkpoints()}
     for file in self.states.glob('step-*.safetensors'):
-        if file.stem not in held: file.unlink()
+        if file.name.split('.')[0] not in held: file.unlink()
 
 # %% ../nbs/12_runs.ipynb #c864eadb
 def check_same_recipe(
@@ -336,8 +345,7 @@ def rewind(self: Run,
     self._sweep()
     for path in self.checkpoints():
         if int(path.stem.split('-')[1]) > step:
-            for f in (path, path.with_suffix('.safetensors')):
-                if f.exists(): os.replace(f, f.with_name(f.name + '.refused'))
+            for f in (path, *tensor_files(path)): os.replace(f, f.with_name(f.name + '.refused'))
     if (self.best() or dict(step=0))['step'] > step: os.replace(self.path/'best.safetensors', self.path/'best.safetensors.refused')
     history, rows = self.path/'history.csv', []
     try: rows = [r for r in _whole_lines(self.path) if int(r['step']) <= step] if history.exists() else []

@@ -14,7 +14,7 @@ from jointseg_nb.agents import JointSeg
 from jointseg_nb.data import embedded
 from jointseg_nb.fit import Interrupted, asked_to_stop, fit
 from jointseg_nb.recipes import recipe
-from jointseg_nb.runs import Run, RunFailed, RunWarning, _json_sha256, pack, read_checkpoint, read_history, unpack, write_checkpoint
+from jointseg_nb.runs import Run, RunFailed, RunWarning, _json_sha256, pack, read_checkpoint, read_history, tensor_files, unpack, write_checkpoint
 
 import processes
 from processes import QUIET, TINY, at_step
@@ -423,8 +423,8 @@ def other_version(path): path.write_text(path.read_text().replace('"format": 1',
 
 
 @pytest.mark.parametrize('spoil, said', [
-    (lambda p: flip(p.with_suffix('.safetensors')), 'altered'), (lambda p: flip(p, 40), 'step-00000008'), (lambda p: p.write_text(p.read_text()[:100]), 'cannot be read'),
-    (lambda p: p.with_suffix('.safetensors').unlink(), 'cannot be read'), (lambda p: p.write_text('[]'), 'describes no checkpoint'),
+    (lambda p: flip(*tensor_files(p)), 'altered'), (lambda p: flip(p, 40), 'step-00000008'), (lambda p: p.write_text(p.read_text()[:100]), 'cannot be read'),
+    (lambda p: tensor_files(p)[0].unlink(), 'cannot be read'), (lambda p: p.write_text('[]'), 'describes no checkpoint'),
     (other_version, 'format 99'), (other_shape, 'step-00000008'), (lambda p: rewrite(p, recipe=asdict(replace(TINY, lr=0.1))), 'lr=0.1 there, lr=0.2 here')])
 def test_a_checkpoint_that_cannot_be_used_gives_way_to_the_one_before(eyes, straight, stopped, spoil, said):
     spoil(stopped/'checkpoints'/'step-00000008.json')
