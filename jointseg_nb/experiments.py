@@ -32,7 +32,7 @@ from .blocks import count_parameters
 from .cache import kept_eyes
 from .cooperate import set_up
 from .data import embedded
-from .engine import facts, pick_device
+from .engine import device_name, facts, pick_device
 from .evaluate import evaluate, predict
 from .fit import curve_scores, load_source, pick_eyes, quick_look, show_eyes, source_digest
 from .recipes import Recipe, check_field, recipe
@@ -596,6 +596,8 @@ def run_plan(
     done = read_runs(out, since)
     look, left = Progress(plan, workers, say, done), plan.jobs(done)[1]
     if left: say(f"{time.strftime('%H:%M')} {len(left)} runs to do or more, {workers} at once")
+    here, there = device_name(pick_device(device)), {r['facts']['device_name'] for r in done.values() if 'device_name' in r.get('facts', {})}
+    if left and there - {here}: say(f"runs of this folder were made on {', '.join(sorted(there))}, and this is {here}: runs of one seed on two machines differ in more than their condition, so intervals get wider; begin a folder of its own")
     if workers == 1: work(out, plan, device, since, look)
     else: work_together(workers, out, plan, device, since, look)
     return plan.rows(read_runs(out))
