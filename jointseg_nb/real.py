@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LESIONS_4', 'REAL', 'TRIED', 'RATES', 'UNET_LR', 'RIVAL', 'real_eyes', 'folds', 'for_unet', 'clock', 'train_ours',
            'OtherSegmenter', 'unet', 'train_other', 'counts_of', 'joined', 'train_and_count', 'Training', 'Standing',
-           'Contest', 'on_real_eyes', 'scores_of', 'real_table']
+           'Contest', 'on_real_eyes', 'scores_of', 'real_table', 'fold_of', 'ahead', 'tries_table', 'plot_real']
 
 # %% ../nbs/23_real.ipynb #b5f14197
 import importlib.util, json, time
@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from fastcore.basics import patch
+from matplotlib.figure import Figure
 from torch import nn
 
 # %% ../nbs/23_real.ipynb #b0f639e9
@@ -336,7 +337,7 @@ def scores_of(
     e = joined(good, source)
     m, ci = e.metrics(), e.intervals()
     aupr = {c: paired_interval(v, [0.]*len(v)) for c in source.mask_classes[1:] if (v := [r['aupr'][c] for r in good if r['aupr'][c] is not None])}
-    return dict(folds=len(good), first_fold=next((r['lesion_miou'] for r in good if r['fold'] == 1), None), seconds=sum(r['seconds'] for r in good), steps=[r['steps'] for r in good], lesion_miou=[m['lesion_miou'], *ci['lesion_miou']],
+    return dict(folds=len(good), each={r['fold']: r['lesion_miou'] for r in good}, seconds=sum(r['seconds'] for r in good), steps=[r['steps'] for r in good], lesion_miou=[m['lesion_miou'], *ci['lesion_miou']],
                 iou={c: [m['iou'][c], *ci['iou'][c]] for c in source.mask_classes}, aupr={c: [round(x, 4) for x in v] if len(good) > 1 else [v[0], None, None] for c, v in aupr.items()},
                 binary=[m['binary'], *ci['binary']], binary_majority=m['binary_majority'], auc=ci['auc'])
 
@@ -348,9 +349,53 @@ def real_table(
     rows = {n: r for n, r in found['rows'].items() if 'failed' not in r}
     if not rows: return 'No fold is done.'
     text = lambda v: '-' if not v or v[0] is None else f'{100*v[0]:.1f}' + ('' if v[1] is None else f' ({100*v[1]:.1f} to {100*v[2]:.1f})')
-    lines = [f"| | {' | '.join(rows)} |", '|---' + '|---'*len(rows) + '|', f"| mean IoU of lesions | {' | '.join(text(r['lesion_miou']) for r in rows.values())} |",
-             f"| that of the first fold | {' | '.join(text([r['first_fold'], None]) for r in rows.values())} |"]
+    line = lambda word, values: f"| {word} | {' | '.join(text(v) for v in values)} |"
+    lines = [f"| | {' | '.join(rows)} |", '|---' + '|---'*len(rows) + '|', line('mean IoU of lesions', [r['lesion_miou'] for r in rows.values()]), line('that of the first fold', [[fold_of(r, 1), None] for r in rows.values()]),
+             line('JointSeg minus this, fold by fold', [ahead(rows, n) for n in rows])]
     for c in next(iter(rows.values()))['aupr']:
-        for key, word in (('iou', 'IoU'), ('aupr', 'AUPR')): lines.append(f"| {c}, {word} | {' | '.join(text(r[key].get(c)) for r in rows.values())} |")
-    lines.append(f"| has retinopathy | {' | '.join(text(r['binary']) if n == 'JointSeg' else '-' for n, r in rows.items())} |")
+        for key, word in (('iou', 'IoU'), ('aupr', 'AUPR')): lines.append(line(f'{c}, {word}', [r[key].get(c) for r in rows.values()]))
+    if 'JointSeg' in rows: lines.append(line(f"has retinopathy, accuracy (commonest answer: {100*rows['JointSeg']['binary_majority']:.1f})", [r['binary'] if n == 'JointSeg' else None for n, r in rows.items()]))
     return '\n'.join(lines)
+
+def fold_of(row, k): return {int(f): v for f, v in row['each'].items()}.get(k)
+
+def ahead(
+    rows,  # of `on_real_eyes`
+    name,  # of a contender
+):  # mean, low, high of the difference of lesion mIoU over folds; None: there is nothing to compare
+    "How far JointSeg is ahead of another."
+    if name == 'JointSeg' or 'JointSeg' not in rows: return None
+    pairs = [(a, b) for k in range(1, 6) if None not in (a := fold_of(rows['JointSeg'], k), b := fold_of(rows[name], k))]
+    return paired_interval(*zip(*pairs)) if len(pairs) > 1 else None
+
+# %% ../nbs/23_real.ipynb #2547e07c
+def tries_table(
+    found,  # of `on_real_eyes`
+    name,   # of the contender
+):  # str, Markdown
+    "What was tried, and what it gave."
+    rows, chosen = found['tried'][name], found['chosen'][name]
+    lesions = next((list(r['iou'])[1:] for r in rows.values() if 'iou' in r), [])
+    text = lambda v: '-' if v is None else f'{100*v:.0f}'
+    lines = [f"| {name} | steps | mean IoU | {' | '.join(lesions)} |", '|---|---|---' + '|---'*len(lesions) + '|']
+    for word, r in rows.items():
+        told = [f"failed: {r['failed'][:60]}"] if 'failed' in r else [str(r['steps']), text(r['lesion_miou']), *(f"{text(r['iou'][c])} / {text(r['aupr'][c])}" for c in lesions)]
+        lines.append(f"| {'**%s**' % word if word == chosen else word} | {' | '.join(told)} |")
+    return '\n'.join(lines)
+
+# %% ../nbs/23_real.ipynb #fedc891c
+def plot_real(
+    found,  # of `on_real_eyes`
+):  # a matplotlib Figure
+    "IoU and AUPR of each lesion, with intervals."
+    rows = {n: r for n, r in found['rows'].items() if 'failed' not in r}
+    fig = Figure(figsize=(9, 3), dpi=72, layout='constrained')
+    for ax, key, word in zip(fig.subplots(1, 2, sharey=True), ('iou', 'aupr'), ('IoU', 'AUPR')):
+        for k, (name, r) in enumerate(rows.items()):
+            at = [(x + .2*k - .2, v) for x, c in enumerate(next(iter(rows.values()))['aupr']) if (v := r[key].get(c)) and v[0] is not None]
+            ends = [[0 if v[e] is None else abs(v[e] - v[0]) for _, v in at] for e in (1, 2)]
+            ax.errorbar([x for x, _ in at], [v[0] for _, v in at], ends, fmt='o', ms=4, capsize=2, label=name)
+        ax.set(title=word, ylim=(0, 1), xticks=range(len(r['aupr'])))
+        ax.set_xticklabels(r['aupr'], fontsize=7, rotation=20)
+    ax.legend(fontsize=7, frameon=False)
+    return fig
