@@ -1157,7 +1157,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'jointseg_nb.real.ahead': ('real.html#ahead', 'jointseg_nb/real.py'),
                                   'jointseg_nb.real.clock': ('real.html#clock', 'jointseg_nb/real.py'),
                                   'jointseg_nb.real.counts_of': ('real.html#counts_of', 'jointseg_nb/real.py'),
-                                  'jointseg_nb.real.fold_of': ('real.html#fold_of', 'jointseg_nb/real.py'),
                                   'jointseg_nb.real.folds': ('real.html#folds', 'jointseg_nb/real.py'),
                                   'jointseg_nb.real.for_unet': ('real.html#for_unet', 'jointseg_nb/real.py'),
                                   'jointseg_nb.real.joined': ('real.html#joined', 'jointseg_nb/real.py'),

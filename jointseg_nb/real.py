@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LESIONS_4', 'REAL', 'TRIED', 'RATES', 'UNET_LR', 'RIVAL', 'real_eyes', 'folds', 'for_unet', 'clock', 'train_ours',
            'OtherSegmenter', 'unet', 'train_other', 'counts_of', 'joined', 'train_and_count', 'Training', 'Standing',
-           'Contest', 'on_real_eyes', 'scores_of', 'real_table', 'fold_of', 'ahead', 'tries_table', 'plot_real']
+           'Contest', 'on_real_eyes', 'scores_of', 'real_table', 'ahead', 'tries_table', 'plot_real']
 
 # %% ../nbs/23_real.ipynb #b5f14197
 import importlib.util, json, time
@@ -337,7 +337,7 @@ def scores_of(
     e = joined(good, source)
     m, ci = e.metrics(), e.intervals()
     aupr = {c: paired_interval(v, [0.]*len(v)) for c in source.mask_classes[1:] if (v := [r['aupr'][c] for r in good if r['aupr'][c] is not None])}
-    return dict(folds=len(good), each={r['fold']: r['lesion_miou'] for r in good}, seconds=sum(r['seconds'] for r in good), steps=[r['steps'] for r in good], lesion_miou=[m['lesion_miou'], *ci['lesion_miou']],
+    return dict(folds=len(good), each=[next((r['lesion_miou'] for r in good if r['fold'] == k + 1), None) for k in range(5)], seconds=sum(r['seconds'] for r in good), steps=[r['steps'] for r in good], lesion_miou=[m['lesion_miou'], *ci['lesion_miou']],
                 iou={c: [m['iou'][c], *ci['iou'][c]] for c in source.mask_classes}, aupr={c: [round(x, 4) for x in v] if len(good) > 1 else [v[0], None, None] for c, v in aupr.items()},
                 binary=[m['binary'], *ci['binary']], binary_majority=m['binary_majority'], auc=ci['auc'])
 
@@ -350,14 +350,12 @@ def real_table(
     if not rows: return 'No fold is done.'
     text = lambda v: '-' if not v or v[0] is None else f'{100*v[0]:.1f}' + ('' if v[1] is None else f' ({100*v[1]:.1f} to {100*v[2]:.1f})')
     line = lambda word, values: f"| {word} | {' | '.join(text(v) for v in values)} |"
-    lines = [f"| | {' | '.join(rows)} |", '|---' + '|---'*len(rows) + '|', line('mean IoU of lesions', [r['lesion_miou'] for r in rows.values()]), line('that of the first fold', [[fold_of(r, 1), None] for r in rows.values()]),
+    lines = [f"| | {' | '.join(rows)} |", '|---' + '|---'*len(rows) + '|', line('mean IoU of lesions', [r['lesion_miou'] for r in rows.values()]), line('that of the first fold', [[r['each'][0], None] for r in rows.values()]),
              line('JointSeg minus this, fold by fold', [ahead(rows, n) for n in rows])]
     for c in next(iter(rows.values()))['aupr']:
         for key, word in (('iou', 'IoU'), ('aupr', 'AUPR')): lines.append(line(f'{c}, {word}', [r[key].get(c) for r in rows.values()]))
     if 'JointSeg' in rows: lines.append(line(f"has retinopathy, accuracy (commonest answer: {100*rows['JointSeg']['binary_majority']:.1f})", [r['binary'] if n == 'JointSeg' else None for n, r in rows.items()]))
     return '\n'.join(lines)
-
-def fold_of(row, k): return {int(f): v for f, v in row['each'].items()}.get(k)
 
 def ahead(
     rows,  # of `on_real_eyes`
@@ -365,7 +363,7 @@ def ahead(
 ):  # mean, low, high of the difference of lesion mIoU over folds; None: there is nothing to compare
     "How far JointSeg is ahead of another."
     if name == 'JointSeg' or 'JointSeg' not in rows: return None
-    pairs = [(a, b) for k in range(1, 6) if None not in (a := fold_of(rows['JointSeg'], k), b := fold_of(rows[name], k))]
+    pairs = [p for p in zip(rows['JointSeg']['each'], rows[name]['each']) if None not in p]
     return paired_interval(*zip(*pairs)) if len(pairs) > 1 else None
 
 # %% ../nbs/23_real.ipynb #2547e07c
