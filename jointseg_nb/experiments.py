@@ -49,7 +49,7 @@ class Condition:
     pretrain: dict = None                       # fields of a classifier's recipe that comes first (Table I); None: from scratch
     equal: str = 'images'                       # 'images': as many masked photographs as ours; 'flops': as much work, pre-training counted
     effort: float = 1.                          # share of the base recipe's steps
-    rate: float = 1.                            # where the search of its rate begins, as a factor of the recipe's
+    lr_factor: float = 1.                       # where the search of its rate begins, as a factor of the recipe's
     like: str = ''                              # the condition whose rate it takes; '': its own is searched for
     world: str = ''                             # other photographs, one of `WORLDS`; '': those of the experiment
 
@@ -60,22 +60,22 @@ class Condition:
 # %% ../nbs/20_experiments.ipynb #eec39611
 ONE = dict(lr_ratio=1.)
 SEG, CLF = dict(agents='segmenter', **ONE), dict(agents='classifier', **ONE)
-JOINT, SEGMENTER, CLASSIFIER = Condition('joint'), Condition('segmenter alone', SEG), Condition('classifier alone', CLF, rate=.1)
+JOINT, SEGMENTER, CLASSIFIER = Condition('joint'), Condition('segmenter alone', SEG), Condition('classifier alone', CLF, lr_factor=.1)
 UNET, FCN, VGG, INCEPTION = dict(kind='unet_inception'), *(dict(kind=k, dropout=0.) for k in ('fcn8', 'vgg19', 'inception3'))
 
 # %% ../nbs/20_experiments.ipynb #48518e12
 def equal_work(condition, like=''): return replace(condition, name=f'{condition.name}, equal work', equal='flops', like=like)
 
 GENTLE = dict(lr_ratio=.1, ratio_on='agent')
-PRE_UNET, PRE_FCN = Condition('UNet, pre-trained', SEG, UNET, GENTLE), Condition('FCN-8s, pre-trained', SEG, FCN, GENTLE, rate=.05)
-RAW_UNET, RAW_FCN = Condition('UNet', SEG, UNET), Condition('FCN-8s', SEG, FCN, rate=.05)
+PRE_UNET, PRE_FCN = Condition('UNet, pre-trained', SEG, UNET, GENTLE), Condition('FCN-8s, pre-trained', SEG, FCN, GENTLE, lr_factor=.05)
+RAW_UNET, RAW_FCN = Condition('UNet', SEG, UNET), Condition('FCN-8s', SEG, FCN, lr_factor=.05)
 TABLE1 = [JOINT, PRE_UNET, PRE_FCN, equal_work(PRE_UNET, PRE_UNET.name), equal_work(PRE_FCN)]
 TABLE2 = [JOINT, RAW_UNET, RAW_FCN, equal_work(RAW_UNET, RAW_UNET.name), equal_work(RAW_FCN), Condition('classic UNet', SEG, dict(kind='unet')), Condition('FCN-8s with batch norm', SEG, dict(FCN, norm='batch'))]
 
 # %% ../nbs/20_experiments.ipynb #d4632eae
 VGG_BN = dict(VGG, norm='batch')
-TABLE34 = [JOINT, Condition('VGG-19', CLF, VGG, rate=.02), Condition('Inception-v3', CLF, INCEPTION, rate=.03), Condition('VGG-19 with batch norm', CLF, VGG_BN, rate=.1), Condition('VGG-19 with batch norm and dropout', CLF, dict(VGG_BN, dropout=.5), rate=.02),
-           Condition('VGG-19 with batch norm, published width', CLF, dict(VGG_BN, width=1.), rate=.1), Condition('Inception-v3, published width', CLF, dict(INCEPTION, width=1.), rate=.03)]
+TABLE34 = [JOINT, Condition('VGG-19', CLF, VGG, lr_factor=.02), Condition('Inception-v3', CLF, INCEPTION, lr_factor=.03), Condition('VGG-19 with batch norm', CLF, VGG_BN, lr_factor=.1), Condition('VGG-19 with batch norm and dropout', CLF, dict(VGG_BN, dropout=.5), lr_factor=.02),
+           Condition('VGG-19 with batch norm, published width', CLF, dict(VGG_BN, width=1.), lr_factor=.1), Condition('Inception-v3, published width', CLF, dict(INCEPTION, width=1.), lr_factor=.03)]
 COOPERATION = [JOINT, SEGMENTER, CLASSIFIER, equal_work(SEGMENTER, SEGMENTER.name)]
 
 # %% ../nbs/20_experiments.ipynb #74b7873c
@@ -95,7 +95,7 @@ RATIOS = (.01, .1, 1., 10., 30., 100.)
 def ratio(r, on):
     "Both agents at a ratio of rates."
     if r == 1: return Condition('ratio 1', dict(lr_ratio=1.))
-    return Condition(f'ratio {r:g}, {on}', dict(lr_ratio=r, ratio_on=on), rate=1/r if on == 'agent' and r > 1 else 1.)
+    return Condition(f'ratio {r:g}, {on}', dict(lr_ratio=r, ratio_on=on), lr_factor=1/r if on == 'agent' and r > 1 else 1.)
 
 BATCHES = [Condition(f'batch ratio {b}', dict(clf_batch=2*b, seg_batch=2)) for b in (1, 4, 8, 32)]
 
@@ -151,7 +151,7 @@ def recipe_of(
 ):  # a `Recipe`
     "What a condition is trained by."
     r = replace(base, **condition.changes)
-    return shortened(replace(r, name=condition.name, seed=seed, lr=lr or r.lr*condition.rate), round(r.steps*condition.effort))
+    return shortened(replace(r, name=condition.name, seed=seed, lr=lr or r.lr*condition.lr_factor), round(r.steps*condition.effort))
 
 # %% ../nbs/20_experiments.ipynb #db75f2d6
 def build(
@@ -339,7 +339,7 @@ def digest_of(known): return hashlib.sha256(json.dumps(known, sort_keys=True).en
 # %% ../nbs/20_experiments.ipynb #73eb7938
 def read_runs(
     out,       # the folder of an experiment
-    since=0.,  # runs that went wrong before this time are not done
+    since=0.,  # Unix time, s: runs that an error ended before it are tried again
 ):  # dict: key -> row
     "The runs that are done."
     file = Path(out)/'runs.jsonl'
@@ -429,7 +429,7 @@ class Plan:
 
 # %% ../nbs/20_experiments.ipynb #ea58fe61
 @patch
-def rate(self: Plan,
+def find_lr(self: Plan,
     condition,  # a `Condition`
     done,       # of `read_runs`
 ):  # its rate, None if it is not known yet, and the jobs that tell
@@ -452,7 +452,7 @@ def jobs(self: Plan,
     "What is left."
     now, expected = {}, []
     for c in self.todo:
-        lr, searching = self.rate(c, done)
+        lr, searching = self.find_lr(c, done)
         jobs = searching if lr is None else [j for j in (self.job(c, s, lr) for s in range(self.seeds)) if j.key not in done]
         new = {j.key: j for j in jobs if j.key not in now}
         expected += [(j.condition.name, j.search) for j in new.values()] + ([(c.name, False)]*self.seeds if lr is None else [])
@@ -464,7 +464,7 @@ def rows(self: Plan,
     done,  # of `read_runs`
 ):  # list of rows, one for each condition and seed that is done
     "The runs that are judged, by the names of today."
-    found = [(c, s, lr) for c in self.todo for lr, _ in [self.rate(c, done)] if lr is not None for s in range(self.seeds)]
+    found = [(c, s, lr) for c in self.todo for lr, _ in [self.find_lr(c, done)] if lr is not None for s in range(self.seeds)]
     jobs = [self.job(c, s, lr) for c, s, lr in found]
     return [done[j.key] | dict(condition=j.condition.name, seed=j.seed) for j in jobs if j.key in done]
 
