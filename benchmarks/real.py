@@ -1,4 +1,4 @@
-"""JointSeg, its segmenter alone and segmentation_models_pytorch's Unet(resnet34) on real eyes: five folds, the same photographs, the same time.
+"""JointSeg, its segmenter alone for as many steps, and segmentation_models_pytorch's Unet(resnet34) for as much time, on real eyes: five folds, the same photographs.
 
     python benchmarks/real.py --data PATH --out DIR               # some hours; the same call goes on where it was stopped
     python benchmarks/real.py --data PATH --out DIR --steps 100 --no-rival
@@ -29,10 +29,10 @@ def main():
     p.add_argument('--report', action='store_true', help='train nothing, say what there is')
     p.add_argument('--keep', action='store_true', help='write benchmarks/real.json as well')
     args = p.parse_args()
-    found = on_real_eyes(args.out, real_eyes(args.data), replace(REAL, steps=args.steps), rivals=not args.no_rival, workers=args.workers, run=not args.report)
+    found = on_real_eyes(args.out, real_eyes(args.data), replace(REAL, steps=args.steps), rival=not args.no_rival, workers=args.workers, run=not args.report)
     print(real_table(found))
     if args.keep:
-        command = ['python', 'benchmarks/real.py', '--data', Path(args.data).name, '--steps', str(args.steps), '--workers', str(args.workers)] + ['--no-rival']*args.no_rival
+        command = ['python', 'benchmarks/real.py', '--data', Path(args.data).name, '--out', 'DIR', '--steps', str(args.steps), '--workers', str(args.workers)] + ['--no-rival']*args.no_rival
         made = dict(date=datetime.date.today().isoformat(), command=shlex.join(command))
         write_atomic(Path(__file__).with_suffix('.json'), json.dumps(dict(made=made) | found, indent=1))
 

@@ -1162,6 +1162,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'jointseg_nb.real.for_unet': ('real.html#for_unet', 'jointseg_nb/real.py'),
                                   'jointseg_nb.real.joined': ('real.html#joined', 'jointseg_nb/real.py'),
                                   'jointseg_nb.real.on_real_eyes': ('real.html#on_real_eyes', 'jointseg_nb/real.py'),
+                                  'jointseg_nb.real.over_folds': ('real.html#over_folds', 'jointseg_nb/real.py'),
                                   'jointseg_nb.real.plot_real': ('real.html#plot_real', 'jointseg_nb/real.py'),
                                   'jointseg_nb.real.real_eyes': ('real.html#real_eyes', 'jointseg_nb/real.py'),
                                   'jointseg_nb.real.real_table': ('real.html#real_table', 'jointseg_nb/real.py'),

@@ -253,12 +253,13 @@ def paired_interval(
     ours,       # a score for each seed
     theirs,     # the rival's, of the same seeds in the same order
     level=.95,  # of confidence
+    shared=0.,  # ratio of test to training photographs where the scores are of folds, which share training data; 0: they are independent
 ):  # mean difference and the ends of its t interval, floats
     "How much better over seeds, by pairs (few seeds: a t interval)."
     if len(ours) != len(theirs) or not len(ours): raise ValueError(f'ours has {len(ours)} scores, theirs {len(theirs)}; give one of each for every seed')
     d = np.asarray(ours, float) - np.asarray(theirs, float)
     if len(d) == 1: return float(d[0]), float('-inf'), float('inf')
-    half = t_quantile((1 + level)/2, len(d) - 1) * d.std(ddof=1)/len(d)**.5
+    half = t_quantile((1 + level)/2, len(d) - 1) * d.std(ddof=1)*(1/len(d) + shared)**.5
     return float(d.mean()), float(d.mean() - half), float(d.mean() + half)
 
 # %% ../nbs/15_evaluate.ipynb #189604c6

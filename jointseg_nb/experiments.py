@@ -260,7 +260,7 @@ def train_once(
     lr=None,       # rate; None: where its search begins
     device=None,   # see `engine.pick_device`
     search=False,  # only to choose a rate?
-):  # dict, JSON-able
+):  # dict, JSON-able: agents, lr, steps, parameters, masks, budget, facts, curve ([step, scores] each), cosines (mean of each quarter), valid (scores on held-out eyes); unless `search` metrics (on test eyes) and shown (masks of a few)
     "Train a condition once, and judge it."
     photos = arena.at(recipe_of(condition, base).size, condition.world)
     setup, cost = prepare(condition, base, photos.source, seed, lr, device)

@@ -333,7 +333,7 @@ class Rival(JointSeg):
         norm=None,        # 'none', 'batch' or what `blocks.make_norm` knows; None: as published, batch for UNet
         in_channels=3,    # channels of the image
         seed=None,        # of the weights; None: PyTorch's global generator
-        **options,        # of that kind, see the source of `RIVALS`
+        **options,        # of that kind: `hidden`, `grid`, `dropout` of fcn8, vgg16 and vgg19; `aux`, `dropout` of inception3; `widths` of unet; `size`, `blocks` of unet_inception
     ):
         nn.Module.__init__(self)
         if kind not in RIVALS: raise ValueError(f'kind={kind!r} is unknown: choose one of {", ".join(map(repr, RIVALS))}')

@@ -48,7 +48,7 @@ def test_another_segmenter_takes_its_time_and_leaves_our_chance_alone(eyes):
 
 def test_without_the_rival_that_is_said_before_anything_is_trained(eyes, tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
-    with pytest.raises(ValueError, match=r'jointseg_nb\[bench\].*rivals=False'): on_real_eyes(tmp_path, eyes, small)
+    with pytest.raises(ValueError, match=r'jointseg_nb\[bench\].*rival=False'): on_real_eyes(tmp_path, eyes, small)
     assert not list(tmp_path.iterdir())
 
 def net(n): return nn.Conv2d(3, n, 3, padding=1)
@@ -73,18 +73,18 @@ def test_the_rival_begins_the_same_each_time_and_leaves_our_chance_alone(eyes, m
 
 def test_a_costlier_try_takes_fewer_steps(eyes):
     base = replace(small, steps=60)
-    steps = {w: r.steps for w, r in Contest(eyes, base, {w: c for w, c in TRIED.items() if 'crop' not in c}, rivals=False).tries['JointSeg'].items()}
-    assert steps['base'] == steps['slower'] == steps['plain'] == 60 and 10 < steps['full_size'] < 30 and 10 < steps['base_net'] < 40
+    steps = {w: r.steps for w, r in Contest(eyes, base, {w: c for w, c in TRIED.items() if 'crop' not in c}, rival=False).tries['JointSeg'].items()}
+    assert steps['base'] == steps['slower'] == steps['plain'] == 60 and 10 < steps['stride_1'] < 30 and 10 < steps['base_net'] < 40
 
 def test_what_is_there_so_far_is_told(eyes, tmp_path):
     "Nothing is trained by a report; a contest of which a part is done tells that part."
     tries = dict(base={}, other=dict(lr=.05))
-    nothing = on_real_eyes(tmp_path, eyes, small, tries, rivals=False, run=False)
+    nothing = on_real_eyes(tmp_path, eyes, small, tries, rival=False, run=False)
     assert nothing['rows'] == {} and real_table(nothing) == 'No fold is done.'
-    whole = on_real_eyes(tmp_path, eyes, small, tries, rivals=False, device='cpu', say=lambda t: None)
+    whole = on_real_eyes(tmp_path, eyes, small, tries, rival=False, device='cpu', say=lambda t: None)
     lines = (tmp_path/'runs.jsonl').read_text().splitlines(True)
     (tmp_path/'runs.jsonl').write_text(''.join(lines[:4]))
-    part = on_real_eyes(tmp_path, eyes, small, tries, rivals=False, run=False)
+    part = on_real_eyes(tmp_path, eyes, small, tries, rival=False, run=False)
     assert part['rows']['JointSeg']['folds'] == 2 and set(part['rows']) == {'JointSeg'} and 'microaneurysm' in real_table(part)
     assert part['tried']['JointSeg'] == whole['tried']['JointSeg'] and part['chosen'] == dict(whole['chosen'], **{'segmenter alone': None})
 
@@ -120,13 +120,13 @@ def test_a_recipe_under_which_the_loss_is_no_number_is_not_chosen(eyes, tmp_path
         if recipe.lr > 1: raise FloatingPointError('the seg loss is nan')
         return row
     counting(monkeypatch, count)
-    found = on_real_eyes(tmp_path, eyes, small, dict(wild=dict(lr=5.), tame={}), rivals=False, device='cpu', say=lambda t: None)
+    found = on_real_eyes(tmp_path, eyes, small, dict(wild=dict(lr=5.), tame={}), rival=False, device='cpu', say=lambda t: None)
     assert found['chosen']['JointSeg'] == 'tame' and found['tried']['JointSeg']['wild']['failed'] == 'the seg loss is nan'
     failed = [r for r in read_runs(tmp_path).values() if 'failed' in r]
     assert scores_of(failed, eyes) == dict(failed='the seg loss is nan')
 
 def test_two_workers_share_a_contest(tmp_path, eyes):
-    found = on_real_eyes(tmp_path, eyes, small, dict(base={}, other=dict(lr=.05)), rivals=False, workers=2, device='cpu', say=lambda t: None)
+    found = on_real_eyes(tmp_path, eyes, small, dict(base={}, other=dict(lr=.05)), rival=False, workers=2, device='cpu', say=lambda t: None)
     assert len(read_runs(tmp_path)) == 13 and found['rows']['JointSeg']['folds'] == 5
 
 @pytest.mark.skipif(importlib.util.find_spec('segmentation_models_pytorch') is None, reason='wants the extra bench')
