@@ -161,7 +161,7 @@ def as_markdown(
 ):  # str
     "The page."
     m, text = tables['made'], ['# What was found', '']
-    text += [f"{m['date']}, {m['machine'].get('device_name', '')}, {m['machine'].get('precision', '')}, {m['hours']} hours of training, searches for rates not counted. {tables['photographs']['data']}. Made by `{m['command']}`.", '', claims_table(tables), '']
+    text += [f"{m['date']}, {m['machine'].get('device_name', '')}, {m['machine'].get('precision', '')}, {m['hours']} hours of training, added over processes, searches for rates not counted. {tables['photographs']['data']}. Made by `{m['command']}`.", '', claims_table(tables), '']
     for suite in SUITES:
         if table := suite_table(tables, suite): text += [f'## {suite}', '', table, '']
     return '\n'.join(text)
