@@ -1,11 +1,12 @@
 """Folds, the same time for all, and runs that are done once."""
 import importlib.util, json
+from pathlib import Path
 from dataclasses import replace
 import pytest, torch
 from torch import nn
 from jointseg_nb import real as R
 from jointseg_nb.data import embedded
-from jointseg_nb.evaluate import evaluate
+from jointseg_nb.evaluate import evaluate, iou
 from jointseg_nb.experiments import read_runs
 from jointseg_nb.real import REAL, RIVAL, TRIED, Contest, folds, for_unet, joined, on_real_eyes, real_table, scores_of, train_other, unet
 from jointseg_nb.recipes import Recipe
@@ -131,3 +132,15 @@ def test_two_workers_share_a_contest(tmp_path, eyes):
 
 @pytest.mark.skipif(importlib.util.find_spec('segmentation_models_pytorch') is None, reason='wants the extra bench')
 def test_the_rival_itself(): assert unet(5).eval()(torch.zeros(1, 3, 64, 64)).shape == (1, 5, 64, 64)
+
+def test_kept_scores_are_those_of_the_kept_runs():
+    "benchmarks/real.json, without a photograph: IoU from the counts of every fold, and the tries as they were."
+    folder = Path(__file__).parent.parent/'benchmarks'
+    kept, runs = json.loads((folder/'real.json').read_text()), list(read_runs(folder/'real').values())
+    for name, row in kept['rows'].items():
+        of = [r for r in runs if r['condition'] == name and not r['search']]
+        assert sorted(r['fold'] for r in of) == list(range(1, R.FOLDS + 1)) and {r['word'] for r in of} == {kept['chosen'][name]}
+        counted = iou(sum(torch.tensor(r['masks']) for r in of))
+        assert [round(v, 4) for v in counted.tolist()] == pytest.approx([v[0] for v in row['iou'].values()], abs=1e-4)
+        assert {r['word']: r['iou'] for r in runs if r['condition'] == name and r['search']} == {w: r['iou'] for w, r in kept['tried'][name].items()}
+    assert kept['machine']['device_name'] and {r['facts']['device_name'] for r in runs} == {kept['machine']['device_name']}, 'one machine: equal time means nothing across two'
