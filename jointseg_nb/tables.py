@@ -24,7 +24,7 @@ from .figures import comparison
 from .fit import show_eyes
 from .recipes import recipe, recipe_from_json, recipe_to_json
 from .runs import write_atomic
-from .verdicts import CLAIMS, NAMES, OTHER, in_words, verdicts
+from .verdicts import CLAIMS, NAMES, OTHER, in_words, points, verdicts
 
 # %% ../nbs/22_tables.ipynb #6286e086
 OF_MASKS, OF_GRADES = ('miou', 'lesion_miou', 'lesion_aupr'), ('top1', 'top2', 'binary', 'kappa', 'auc')
@@ -110,9 +110,11 @@ def claims_table(
     tables,  # of `tables_of`
 ):  # str, Markdown
     "A verdict on every claim, and the names of those of which nothing was measured."
-    lines = ['| claim | verdict | the paper | ours | seeds |', '|---|---|---|---|---|']
+    lines = ['| claim | verdict | the paper | our difference (points, 95% interval) | seeds |', '|---|---|---|---|---|']
     for c in tables['claims']:
-        lines.append(f"| **{c['claim']}**: {c['text']} | {c['verdict']} | {c['paper']} | {c['ours']} | {c['seeds']} |")
+        told = [points(k, seeds=False) if 'verdict' in k else 'not measured' for k in c['comparisons']]
+        more = [f'and {len(told) - 2} more'] if len(told) > 2 else []
+        lines.append(f"| **{c['claim']}**: {c['text']} | {c['verdict']} | {c['paper']} | {'; '.join(told[:2] + more)} | {c['seeds']} |")
     left = [c.name for c in CLAIMS if c.name not in {k['claim'] for k in tables['claims']}]
     return '\n'.join(lines + ['', f"Not measured: {', '.join(left)}."]*bool(left))
 

@@ -181,14 +181,15 @@ def number(
     return f'{v:,.0f}' if score == 'parameters' else f'{v:.2f}' if score == 'masks' else f'{100*v:.1f}'
 
 def points(
-    k,  # a comparison that was measured
+    k,           # a comparison that was measured
+    seeds=True,  # also those of each seed?
 ):  # str
     "A difference with its interval, and that of each seed."
     of = lambda v: number(v, k['score'])
     if k['score'] == 'parameters': return of(k['difference'])
     low, high = k['ci']
-    ends = '' if low is None or not math.isfinite(low) else f'{of(low)} to {of(high)}; '
-    return f"{of(k['difference'])} ({ends}{'each seed' if len(k['each']) > 1 else 'one seed'} {', '.join(map(of, k['each']))})"
+    said = [f'{of(low)} to {of(high)}']*(low is not None and math.isfinite(low)) + [f"seeds {', '.join(map(of, k['each']))}"]*seeds
+    return of(k['difference']) + (f" ({'; '.join(said)})" if said else '')
 
 def in_words(
     k,  # a comparison of `verdicts`
