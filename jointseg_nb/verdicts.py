@@ -188,7 +188,8 @@ def points(
     of = lambda v: number(v, k['score'])
     if k['score'] == 'parameters': return of(k['difference'])
     low, high = k['ci']
-    said = [f'{of(low)} to {of(high)}']*(low is not None and math.isfinite(low)) + [f"seeds {', '.join(map(of, k['each']))}"]*seeds
+    said = [] if low is None or math.isinf(low) else [f'{of(low)} to {of(high)}']
+    if seeds: said.append(f"seeds {', '.join(map(of, k['each']))}")
     return of(k['difference']) + (f" ({'; '.join(said)})" if said else '')
 
 def in_words(
