@@ -85,7 +85,7 @@ HEART = (
 
 # %% ../nbs/21_verdicts.ipynb #e3b51c02
 PARTS = (
-    Claim('pag', 'partial attention converges faster and ends higher than none', 'I-A, II-B', (C('joint', 'attention none'), C('joint', 'attention none', 'speed'))),
+    Claim('pag', 'partial attention converges faster and ends higher than none', 'I-A, II-B', (C('joint', 'attention none'), C('joint', 'attention none', 'speed')), tuple(C('joint', f'attention {a}') for a in ('unet', 'sum', 'learned'))),
     Claim('factorisation', 'the factorised block saves parameters at no loss', 'II-B', (C('classifier not factorised', 'joint', 'parameters'), C('joint', 'classifier not factorised', 'top1', no_loss=True))),
     Claim('residual-inception', 'the improved block beats the base block', 'II-B', (C('joint', 'base inception block'), C('joint', 'base inception block', 'top1')),
           tuple(C('joint', 'base inception block, equal parameters', s) for s in ('miou', 'top1'))),
