@@ -34,7 +34,7 @@ CONDITIONS = dict(
     ratio30=dict(ratio_on='agent', lr_ratio=30., lr=None),           # the paper's words: the whole classifier 30 times as fast; lr so that the classifier has the shipped rate
     segmenter=dict(agents='segmenter'),
     classifier=dict(agents='classifier'),
-    # what `modern` adds to it, one thing at a time
+    # what a longer training may want, one thing at a time
     norm_agent=dict(norm='agent'),
     norm_group=dict(norm='group'),
     average=dict(average=0.99),
@@ -44,7 +44,7 @@ CONDITIONS = dict(
     clip=dict(clip=1.),
     rotate=dict(rotate=20.),
     stride2=dict(stem_stride=2),
-    together=dict(norm='agent', average=0.99, weight_power=0.3, label_smoothing=0.1, warmup=50, clip=5., rotate=20.),  # all of it but its sizes
+    together=dict(norm='agent', average=0.99, weight_power=0.3, label_smoothing=0.1, warmup=50, clip=5., rotate=20.),  # all but the stride, and milder weights
     # other readings and other ways
     simultaneous=dict(update='simultaneous'),
     dice_alone=dict(seg_loss='dice', weight_power=0.),

@@ -24,15 +24,16 @@ def main():
     p.add_argument('--data', required=True)
     p.add_argument('--out', required=True)
     p.add_argument('--steps', type=int, default=REAL.steps)
+    p.add_argument('--longer', type=float, default=0, metavar='TIMES', help='train JointSeg for so many times the steps as well, by the recipe that was chosen (default: not)')
     p.add_argument('--workers', type=int, default=usual_workers(), help='trainings at once, of one thread each if more than one (default: one for each core, at most 8; on a GPU one)')
     p.add_argument('--no-rival', action='store_true')
     p.add_argument('--report', action='store_true', help='train nothing, say what there is')
     p.add_argument('--keep', action='store_true', help='write benchmarks/real.json as well')
     args = p.parse_args()
-    found = on_real_eyes(args.out, real_eyes(args.data), replace(REAL, steps=args.steps), rival=not args.no_rival, workers=args.workers, run=not args.report)
+    found = on_real_eyes(args.out, real_eyes(args.data), replace(REAL, steps=args.steps), rival=not args.no_rival, longer=args.longer, workers=args.workers, run=not args.report)
     print(real_table(found))
     if args.keep:
-        command = ['python', 'benchmarks/real.py', '--data', Path(args.data).name, '--out', 'DIR', '--steps', str(args.steps), '--workers', str(args.workers)] + ['--no-rival']*args.no_rival
+        command = ['python', 'benchmarks/real.py', '--data', Path(args.data).name, '--out', 'DIR', '--steps', str(args.steps), '--workers', str(args.workers)] + ['--longer', f'{args.longer:g}']*bool(args.longer) + ['--no-rival']*args.no_rival
         made = dict(date=datetime.date.today().isoformat(), command=shlex.join(command))
         write_atomic(Path(__file__).with_suffix('.json'), json.dumps(dict(made=made) | found, indent=1))
 

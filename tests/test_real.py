@@ -8,7 +8,7 @@ from jointseg_nb import real as R
 from jointseg_nb.data import embedded
 from jointseg_nb.evaluate import evaluate, iou
 from jointseg_nb.experiments import read_runs
-from jointseg_nb.real import REAL, RIVAL, TRIED, Contest, folds, for_unet, joined, on_real_eyes, real_table, scores_of, train_other, unet
+from jointseg_nb.real import LONGER, REAL, RIVAL, TRIED, Contest, folds, for_unet, joined, on_real_eyes, real_table, scores_of, train_other, unet
 from jointseg_nb.recipes import Recipe
 
 small = replace(REAL, size=64, crop=64, pad=6, seg_batch=2, clf_batch=2, precision='float32', steps=2)
@@ -76,6 +76,18 @@ def test_a_costlier_try_takes_fewer_steps(eyes):
     base = replace(small, steps=60)
     steps = {w: r.steps for w, r in Contest(eyes, base, {w: c for w, c in TRIED.items() if 'crop' not in c}, rival=False).tries['JointSeg'].items()}
     assert steps['base'] == steps['slower'] == steps['plain'] == 60 and 10 < steps['stride_1'] < 30 and 10 < steps['base_net'] < 40
+
+def test_for_longer_is_the_same_recipe_in_more_steps(eyes, tmp_path):
+    "Its folds join what is there already; a share of the steps or nonsense is refused before anything is trained."
+    tries = dict(base={}, other=dict(lr=.05))
+    short = on_real_eyes(tmp_path, eyes, small, tries, rival=False, device='cpu', say=lambda t: None)
+    said = []
+    found = on_real_eyes(tmp_path, eyes, small, tries, rival=False, longer=2, device='cpu', say=said.append)
+    assert len(said) == 1 + 5 and all(LONGER in line for line in said[1:])
+    assert found['rows'].pop(LONGER)['steps'] == [2*small.steps]*5 and found['rows'] == short['rows'] and found['tried'] == short['tried']
+    assert found['recipes'][LONGER] == dict(found['recipes']['JointSeg'], steps=2*small.steps) and f'| {LONGER} |' in real_table(found | dict(rows=on_real_eyes(tmp_path, eyes, small, tries, rival=False, longer=2, run=False)['rows']))
+    for wrong in (.5, 1, -1, 1e6, float('nan')):
+        with pytest.raises(ValueError, match='longer=.*allowed: more than 1'): Contest(eyes, small, tries, rival=False, longer=wrong)
 
 def test_what_is_there_so_far_is_told(eyes, tmp_path):
     "Nothing is trained by a report; a contest of which a part is done tells that part."
