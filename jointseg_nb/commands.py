@@ -482,8 +482,9 @@ def _known_rates(args, base):
     "What `--rates` names; None without it."
     if args.rates is None: return None
     if args.fast: raise ValueError(f'rates={args.rates!r}: --fast trains shorter, at rates of its own; leave out one of the two')
+    from jointseg_nb.experiments import Arena
     from jointseg_nb.tables import rates_of
-    try: return rates_of(json.loads(Path(args.rates).read_text(encoding='utf-8')), base)
+    try: return rates_of(json.loads(Path(args.rates).read_text(encoding='utf-8')), base, Arena(args.data, args.label))
     except OSError as e: raise ValueError(f'rates={args.rates!r} cannot be read ({e.strerror}); name a tables.json') from None
     except (KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError): raise ValueError(f'rates={args.rates!r} is no tables.json; name one that jointseg-tables wrote') from None
     except ValueError as e: raise ValueError(f'rates={args.rates!r}: {e}') from None

@@ -5,16 +5,16 @@
 # %% auto #0
 __all__ = ['ONE', 'SEG', 'CLF', 'JOINT', 'SEGMENTER', 'CLASSIFIER', 'UNET', 'FCN', 'VGG', 'INCEPTION', 'GENTLE', 'PRE_UNET',
            'PRE_FCN', 'RAW_UNET', 'RAW_FCN', 'TABLE1', 'TABLE2', 'VGG_BN', 'TABLE34', 'COOPERATION', 'NOISE',
-           'ATTENTION', 'BASE_BLOCK', 'BLOCKS', 'UPDATES', 'RATIOS', 'BATCHES', 'MASKS', 'FEW', 'ANY_SIZE', 'MAP_MASKS',
-           'MAP_RATIOS', 'LONG', 'SHORT', 'SUITES', 'WORLDS', 'KEYED', 'RULES', 'SEARCH_SEED', 'Condition',
-           'equal_work', 'ratio', 'on_map', 'conditions', 'condition', 'shortened', 'recipe_of', 'build', 'matched',
-           'prepare', 'affordable', 'Photographs', 'photographs', 'Arena', 'train_once', 'judged', 'packed', 'unpacked',
-           'run_once', 'told', 'run_key', 'digest_of', 'read_runs', 'machines', 'keep_run', 'rates_to_try', 'best_rate',
-           'score_of', 'Job', 'Plan', 'attempt', 'work', 'work_together', 'usual_workers', 'seconds_left', 'Progress',
-           'run_plan', 'run_all']
+           'ATTENTION', 'BASE_BLOCK', 'BLOCKS', 'UPDATES', 'EXTRAS', 'POCKET', 'RATIOS', 'BATCHES', 'MASKS', 'FEW',
+           'ANY_SIZE', 'MAP_MASKS', 'MAP_RATIOS', 'LONG', 'SHORT', 'SUITES', 'WORLDS', 'KEYED', 'RULES', 'SEARCH_SEED',
+           'Condition', 'equal_work', 'ratio', 'on_map', 'conditions', 'condition', 'shortened', 'recipe_of', 'build',
+           'matched', 'prepare', 'affordable', 'Photographs', 'photographs', 'Arena', 'train_once', 'judged', 'packed',
+           'unpacked', 'run_once', 'or_failed', 'told', 'run_key', 'digest_of', 'read_runs', 'machines', 'keep_run',
+           'rates_to_try', 'best_rate', 'score_of', 'Job', 'Plan', 'attempt', 'work', 'work_together', 'usual_workers',
+           'seconds_left', 'Progress', 'run_plan', 'run_all']
 
 # %% ../nbs/20_experiments.ipynb #0170d7dc
-import base64, hashlib, json, math, os, threading, time, zlib
+import base64, difflib, hashlib, json, math, os, threading, time, zlib
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import lru_cache
 from multiprocessing import connection, get_context, parent_process
@@ -67,7 +67,7 @@ UNET, FCN, VGG, INCEPTION = dict(kind='unet_inception'), *(dict(kind=k, dropout=
 def equal_work(condition, like=''): return replace(condition, name=f'{condition.name}, equal work', equal='flops', like=like)
 
 GENTLE = dict(lr_ratio=.1, ratio_on='agent')
-PRE_UNET, PRE_FCN = Condition('UNet, pre-trained', SEG, UNET, GENTLE), Condition('FCN-8s, pre-trained', SEG, FCN, GENTLE, lr_factor=.05)
+PRE_UNET, PRE_FCN = Condition('UNet, pre-trained', SEG, UNET, GENTLE), Condition('FCN-8s, pre-trained', SEG, FCN, dict(GENTLE, lr_ratio=.4), lr_factor=.05)
 RAW_UNET, RAW_FCN = Condition('UNet', SEG, UNET), Condition('FCN-8s', SEG, FCN, lr_factor=.05)
 TABLE1 = [JOINT, PRE_UNET, PRE_FCN, equal_work(PRE_UNET, PRE_UNET.name), equal_work(PRE_FCN)]
 TABLE2 = [JOINT, RAW_UNET, RAW_FCN, equal_work(RAW_UNET, RAW_UNET.name), equal_work(RAW_FCN), Condition('classic UNet', SEG, dict(kind='unet')), Condition('FCN-8s with batch norm', SEG, dict(FCN, norm='batch'))]
@@ -76,7 +76,7 @@ TABLE2 = [JOINT, RAW_UNET, RAW_FCN, equal_work(RAW_UNET, RAW_UNET.name), equal_w
 VGG_BN = dict(VGG, norm='batch')
 TABLE34 = [JOINT, Condition('VGG-19', CLF, VGG, lr_factor=.02), Condition('Inception-v3', CLF, INCEPTION, lr_factor=.03), Condition('VGG-19 with batch norm', CLF, VGG_BN, lr_factor=.1), Condition('VGG-19 with batch norm and dropout', CLF, dict(VGG_BN, dropout=.5), lr_factor=.02),
            Condition('VGG-19 with batch norm, published width', CLF, dict(VGG_BN, width=1.), lr_factor=.1), Condition('Inception-v3, published width', CLF, dict(INCEPTION, width=1.), lr_factor=.03)]
-COOPERATION = [JOINT, SEGMENTER, CLASSIFIER, equal_work(SEGMENTER, SEGMENTER.name)]
+COOPERATION = [JOINT, SEGMENTER, CLASSIFIER, equal_work(SEGMENTER, SEGMENTER.name), equal_work(CLASSIFIER, CLASSIFIER.name)]
 
 # %% ../nbs/20_experiments.ipynb #74b7873c
 NOISE = [JOINT] + [Condition(f'{n:.0%} random labels', dict(label_noise=n), like='joint') for n in (.2, .5, .8, 1.)] + [Condition('160 labels, all true', dict(labels=160), like='joint')]
@@ -88,6 +88,9 @@ BLOCKS = [JOINT, Condition('classifier not factorised', {}, dict(factorised_clas
           Condition('base inception block, equal parameters', {}, dict(BASE_BLOCK, width=None), like='base inception block'),
           Condition('pooling first', {}, dict(conv_before_pool=False), like='joint')]
 UPDATES = [JOINT, Condition('simultaneous', dict(update='simultaneous'), like='joint')]
+EXTRAS = dict(norm='agent', average=.99, label_smoothing=.1, clip=5., rotate=20.)
+POCKET = [JOINT] + [Condition(name, changes, like='joint') for name, changes in {'cross entropy': dict(seg_loss='ce'), 'cross entropy, unweighted': dict(seg_loss='ce', weight_power=0.),
+          'statistics per agent': dict(norm='agent'), 'averaged weights': dict(average=.99), 'all extras': EXTRAS}.items()]
 
 # %% ../nbs/20_experiments.ipynb #b3527a78
 RATIOS = (.01, .1, 1., 10., 30., 100.)
@@ -118,7 +121,7 @@ SHORT = [on_map(m, r, effort=.25) for m in MAP_MASKS for r in (None, *MAP_RATIOS
 
 # %% ../nbs/20_experiments.ipynb #18906b3f
 SUITES = dict(cooperation=COOPERATION, table1=TABLE1, table2=TABLE2, table34=TABLE34, masks=[JOINT, SEGMENTER] + FEW, noise=NOISE, attention=ATTENTION,
-              ratios=[ratio(r, on) for r in RATIOS for on in ('shared', 'agent') if (r, on) != (1., 'agent')], blocks=BLOCKS, sizes=ANY_SIZE, batches=BATCHES, updates=UPDATES, map=LONG + SHORT)
+              ratios=[ratio(r, on) for r in RATIOS for on in ('shared', 'agent') if (r, on) != (1., 'agent')], blocks=BLOCKS, sizes=ANY_SIZE, batches=BATCHES, updates=UPDATES, pocket=POCKET, map=LONG + SHORT)
 
 # %% ../nbs/20_experiments.ipynb #7bbbcc36
 def conditions(
@@ -133,7 +136,9 @@ def condition(
     name,  # of one of them
 ):  # a `Condition`
     "A condition by its name."
-    return next(c for c in conditions() if c.name == name)
+    found = [c for c in conditions() if c.name == name]
+    if not found: raise ValueError(f"condition={name!r} is none of the {len(conditions())} of `conditions()`{''.join(f'; did you mean {n!r}?' for n in difflib.get_close_matches(name, [c.name for c in conditions()], 1))}")
+    return found[0]
 
 # %% ../nbs/20_experiments.ipynb #99ebbf05
 def shortened(
@@ -260,19 +265,21 @@ def train_once(
     lr=None,       # rate; None: where its search begins
     device=None,   # see `engine.pick_device`
     search=False,  # only to choose a rate?
-):  # dict, JSON-able: agents, lr, steps, parameters, masks, budget, facts, curve ([step, scores] each), cosines (mean of each quarter), valid (scores on held-out eyes); unless `search` metrics (on test eyes) and shown (masks of a few)
+):  # dict, JSON-able: agents, lr, steps, parameters, masks, budget, facts, curve ([step, scores] each), cosines (mean of each quarter), valid (scores on held-out eyes), pretrained (Top-1 on them after the first of two steps); unless `search` metrics (on test eyes) and shown (masks of a few)
     "Train a condition once, and judge it."
     photos = arena.at(recipe_of(condition, base).size, condition.world)
     setup, cost = prepare(condition, base, photos.source, seed, lr, device)
     t, curve, cosines = setup.trainer, [], [[] for _ in range(4)]
+    score = lambda: evaluate(t.eval_model, photos.source, setup.valid, t.recipe.crop, engine=t.engine).metrics()
+    first = {} if condition.pretrain is None else dict(pretrained=score()['top1'])
     every = max(1, t.recipe.steps//(2 if search else max(2, round(20*condition.effort))))
     for report in t.steps():
         if report.cosine is not None: cosines[4*(report.step - 1)//t.recipe.steps].append(report.cosine)
         if report.step % every == 0 or report.step == t.recipe.steps: curve.append([report.step, *curve_scores(quick_look(setup).metrics()).values()])
-    held_out = evaluate(t.eval_model, photos.source, setup.valid, t.recipe.crop, engine=t.engine).metrics()
+    held_out = score()
     masks = len(t.streams['seg'].indices) if 'seg' in t.streams else 0
     row = dict(agents=t.recipe.agents, valid=curve_scores(held_out) | dict(majority=held_out['majority']), curve=curve, cosines=[round(float(np.mean(c)), 4) if c else None for c in cosines], budget=asdict(cost), masks=masks,
-               parameters=count_parameters(t.model), lr=t.recipe.lr, steps=t.recipe.steps, facts=facts(t.engine))
+               parameters=count_parameters(t.model), lr=t.recipe.lr, steps=t.recipe.steps, facts=facts(t.engine)) | first
     return row if search else row | judged(setup, photos.test)
 
 # %% ../nbs/20_experiments.ipynb #b80ee3df
@@ -306,11 +313,18 @@ def run_once(
     seed=0, lr=None, device=None, search=False,
 ):  # dict, JSON-able
     "Train a condition once, and judge it; or say why it failed."
-    start = time.perf_counter()
-    try: row = train_once(condition, base, arena, seed, lr, device, search)
+    return or_failed(lambda: train_once(condition, base, arena, seed, lr, device, search), time.perf_counter)
+
+def or_failed(
+    train,  # function without arguments that gives a row
+    now,    # function that gives seconds
+):  # dict, JSON-able, with `seconds`
+    "What a training gives, or why it failed; `again` where that was no result."
+    start = now()
+    try: row = train()
     except FloatingPointError as e: row = dict(failed=str(e))
     except (ValueError, RuntimeError, MemoryError) as e: row = dict(failed=f'{type(e).__name__}: {e}', again=True)
-    return row | dict(seconds=round(time.perf_counter() - start, 1))
+    return dict(seconds=round(now() - start, 1)) | row
 
 # %% ../nbs/20_experiments.ipynb #a7b80515
 KEYED = '''size crop pad flips rotate colour augment labels masks valid valid_masks label_noise noise_kind net stem_stride attention norm steps update order agents clf_batch seg_batch

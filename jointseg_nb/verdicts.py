@@ -37,7 +37,7 @@ def together(
 
 # %% ../nbs/21_verdicts.ipynb #1f053bb5
 NAMES = dict(miou='mIoU', lesion_miou='lesion mIoU', lesion_aupr='AUPR', top1='Top-1', top2='Top-2', binary='binary accuracy', kappa='kappa', auc='AUC')
-OTHER = dict(gain='Top-1 beyond the commonest grade', parameters='parameters', speed='% of the steps sooner', masks='doublings of the masks saved')
+OTHER = dict(gain='Top-1 beyond the commonest grade', along='mean mIoU along the way', parameters='parameters', speed='% of the steps sooner', masks='doublings of the masks saved')
 
 @dataclass(frozen=True)
 class Comparison:
@@ -77,9 +77,9 @@ TABLES = (
 # %% ../nbs/21_verdicts.ipynb #a3dfa0e8
 HEART = (
     Claim('cooperation-segmentation', 'the same net: joint against the segmenter alone', 'improved generalizability', (C('joint', 'segmenter alone'),), (C('joint', 'segmenter alone, equal work'),)),
-    Claim('cooperation-classification', 'the same net: joint against the classifier alone', 'by-product classifier', (C('joint', 'classifier alone', 'top1'),)),
-    Claim('faster-convergence', "joint reaches the rivals' final mIoU in fewer steps", 'faster convergence', (C('joint', 'UNet', 'speed'), C('joint', 'FCN-8s', 'speed'))),
-    Claim('random-labels', '80% random labels lower the classifier, not the segmenter', 'II-C', (C('joint', '80% random labels', 'top1'), C('80% random labels', 'joint', no_loss=True))),
+    Claim('cooperation-classification', 'the same net: joint against the classifier alone', 'by-product classifier', (C('joint', 'classifier alone', 'top1'),), (C('joint', 'classifier alone, equal work', 'top1'),)),
+    Claim('faster-convergence', "joint reaches the rivals' final mIoU in fewer steps", 'faster convergence', (C('joint', 'UNet', 'speed'), C('joint', 'FCN-8s', 'speed')), tuple(C('joint', n, 'along') for n in ('UNet', 'FCN-8s', 'segmenter alone'))),
+    Claim('random-labels', '80% random labels lower the classifier, not the segmenter', 'II-C', (C('joint', '80% random labels', 'top1'), C('80% random labels', 'joint', no_loss=True)), (C('joint', '160 labels, all true', 'top1'), C('160 labels, all true', '80% random labels', 'top1'))),
     Claim('fewer-masks', 'joint needs fewer masks for the same mIoU', 'I-A a', (C('joint', 'segmenter alone', 'masks'),), tuple(C(f'joint, {m} masks', f'segmenter alone, {m} masks') for m in MASKS)),
 )
 
@@ -89,7 +89,7 @@ PARTS = (
     Claim('factorisation', 'the factorised block saves parameters at no loss', 'II-B', (C('classifier not factorised', 'joint', 'parameters'), C('joint', 'classifier not factorised', 'top1', no_loss=True))),
     Claim('residual-inception', 'the improved block beats the base block', 'II-B', (C('joint', 'base inception block'), C('joint', 'base inception block', 'top1')),
           tuple(C('joint', 'base inception block, equal parameters', s) for s in ('miou', 'top1'))),
-    Claim('rates-and-batches', 'ratio 30 and batch ratio 32 are good choices', 'III', (C('ratio 30, agent', 'ratio 1'), C('batch ratio 32', 'batch ratio 1')), (C('ratio 30, shared', 'ratio 1'), C('ratio 30, agent', 'ratio 1', 'top1'))),
+    Claim('rates-and-batches', 'ratio 30 and batch ratio 32 are good choices', 'III', (C('ratio 30, agent', 'ratio 1'), C('batch ratio 32', 'batch ratio 1')), (C('ratio 30, shared', 'ratio 1'), C('ratio 30, agent', 'ratio 1', 'top1'), C('ratio 30, shared', 'ratio 1', 'top1'), C('batch ratio 32', 'batch ratio 1', 'top1'), C('joint', 'ratio 1'), C('joint', 'ratio 1', 'top1'))),
     Claim('any-size', 'it trains from scratch at 64, 128 and 224 px, and in a second domain', 'I-A c',
           tuple(C(j, w, s) for j in ('joint', 'joint, 128 px', 'joint, 224 px', 'joint, blood smears') for w, s in ((.1, 'lesion_miou'), (0., 'gain')))),
 )
@@ -98,46 +98,48 @@ CLAIMS = TABLES + HEART + PARTS
 # %% ../nbs/21_verdicts.ipynb #3c627586
 def sooner(
     ours, theirs,  # curves: [step, mIoU, ...] each
-):  # float, -1 to 1
+):  # float, above -2 and below 1, and whether it is reached at all
     "How much sooner one reaches the other's end."
     goal, total = theirs[-1][1] or 0., theirs[-1][0]
-    there = next((p[0] for p in theirs if (p[1] or 0.) >= goal), total)
-    reached = next((p[0] for p in ours if (p[1] or 0.) >= goal), 2*total)
-    return (there - reached)/total
+    first = lambda curve: next((p[0] for p in curve if (p[1] or 0.) >= goal), None)
+    there, here = first(theirs), first(ours)
+    return (there - (2*total if here is None else here))/total, here is not None
 
 # %% ../nbs/21_verdicts.ipynb #de74e47a
 def masks_needed(
     points,  # (number of masks, mIoU), in order
     goal,    # mIoU
-):  # float, log2 of the number; one doubling past the last if it is never reached
+):  # float, log2 of the number; None if it is never reached
     "With how many masks a goal is reached."
     x, y = [math.log2(m) for m, _ in points], [s for _, s in points]
     if y[0] >= goal: return x[0]
     for k in range(1, len(x)):
         if y[k] >= goal: return x[k - 1] + (goal - y[k - 1])/(y[k] - y[k - 1])*(x[k] - x[k - 1])
-    return x[-1] + 1
+    return None
 
 # %% ../nbs/21_verdicts.ipynb #ad6600b5
 def masks_saved(
     by,             # dict: (condition, seed) -> row
     better, worse,  # names of conditions that were also trained with few masks
     seed,
-):  # float, doublings; None if a run is missing
+):  # float, doublings, and whether the goal is reached at all (else one doubling past the last is counted); None if a run is missing
     "How many doublings of the masks one saves."
     rows = [[by.get((f'{name}, {m} masks' if m else name, seed)) for m in (*MASKS, 0)] for name in (better, worse)]
     if any(r is None for row in rows for r in row): return None
     ours, theirs = ([(r['masks'], r['metrics']['miou']) for r in row] for row in rows)
     goal = theirs[len(theirs)//2][1]
-    return masks_needed(theirs, goal) - masks_needed(ours, goal)
+    needed = masks_needed(ours, goal)
+    return masks_needed(theirs, goal) - (math.log2(ours[-1][0]) + 1 if needed is None else needed), needed is not None
 
 # %% ../nbs/21_verdicts.ipynb #6f8afa5a
 def value(
     row,    # of a run
-    score,  # a key of its metrics, 'parameters' or 'gain'
+    score,  # a key of its metrics, 'parameters', 'gain' or 'along'
 ):  # float, None if there is none
     "A score of a run."
     m = row['metrics']
     if score == 'parameters': return row['parameters']
+    if score == 'along': return float(np.mean([p[1] or 0. for p in row['curve']]))
     if score == 'gain': return None if None in (m['top1'], m['majority']) else m['top1'] - m['majority']
     return m.get(score)
 
@@ -146,31 +148,35 @@ def pair(
     comparison,  # a `Comparison`
     by,          # dict: (condition, seed) -> row
     seed,
-):  # (better, worse), floats; None if there is nothing to compare
-    "Both sides of a comparison for one seed."
+):  # (better, worse, reached?); None if there is nothing to compare
+    "Both sides of a comparison for one seed, and whether the goal was reached where there is one."
     c = comparison
     a = by.get((c.better, seed))
     b = by.get((c.worse, seed)) if isinstance(c.worse, str) else c.worse
     if a is None or b is None: return None
     if c.score in ('speed', 'masks'):
         d = sooner(a['curve'], b['curve']) if c.score == 'speed' else masks_saved(by, c.better, c.worse, seed)
-        return None if d is None else (d, 0.)
+        return None if d is None else (d[0], 0., d[1])
     both = value(a, c.score), value(b, c.score) if isinstance(b, dict) else b
-    return None if None in both else both
+    return None if None in both else (*both, True)
 
 # %% ../nbs/21_verdicts.ipynb #89ee1aa7
 def compare(
     comparison,  # a `Comparison`
     rows,        # of `run_all`
-):  # dict: difference (of shares, parameters or doublings) with its ci and that of each seed, seeds, ours, theirs, verdict; None if nothing can be compared
-    "A comparison over the seeds that both have."
-    by = {(r['condition'], r['seed']): r for r in rows if 'failed' not in r}
-    pairs = [p for s in sorted({s for _, s in by}) if (p := pair(comparison, by, s))]
+    shared=0.,   # see `evaluate.paired_interval`
+):  # dict: difference (of shares, parameters or doublings) with its ci and that of each seed, seeds, failed and never (numbers of seeds), ours, theirs, verdict; None if nothing can be compared
+    "A comparison over the seeds that both have. Where a seed failed, nothing is decided."
+    by = {(r['condition'], r['seed']): r for r in rows}
+    good, seeds = {k: r for k, r in by.items() if 'failed' not in r}, sorted({s for _, s in by})
+    pairs = [p for s in seeds if (p := pair(comparison, good, s))]
     if not pairs: return None
-    a, b = zip(*pairs)
+    failed = sum(any((n, s) in by and (n, s) not in good for n in (comparison.better, comparison.worse)) for s in seeds)
+    a, b, reached = zip(*pairs)
     a, b = comparison.factor*np.array(a, float), np.array(b, float)
-    difference, low, high = paired_interval(a, b)
-    return dict(difference=difference, ci=[low, high], each=[round(float(d), 4) for d in a - b], seeds=len(pairs), ours=float(np.mean(a))/comparison.factor, theirs=float(np.mean(b)), verdict=judge(low, high, comparison.no_loss))
+    difference, low, high = paired_interval(a, b, shared=shared)
+    return dict(difference=difference, ci=[low, high], each=[round(float(d), 4) for d in a - b], seeds=len(pairs), failed=failed, never=reached.count(False), ours=float(np.mean(a))/comparison.factor, theirs=float(np.mean(b)),
+                verdict='undecided' if failed else judge(low, high, comparison.no_loss))
 
 # %% ../nbs/21_verdicts.ipynb #dd42f05f
 def number(
@@ -199,18 +205,20 @@ def in_words(
     worse, what = k['worse'] if isinstance(k['worse'], str) else number(k['worse'], k['score']), k['score']
     sides = f"{'half of ' if k['factor'] == .5 else ''}{k['better']} against {worse}"
     if 'verdict' not in k: return f'{sides}, {(NAMES | OTHER)[what]}: not measured'
-    if what in ('speed', 'masks'): return f"{sides}, {OTHER[what]}: {points(k)}"
-    return f"{sides}, {(NAMES | OTHER)[what]}: {number(k['ours'], what)} and {number(k['theirs'], what)}, difference {points(k)}{', no loss claimed' if k['no_loss'] else ''}"
+    more = ', no loss claimed'*k['no_loss'] + f", {k['failed']} more failed"*bool(k['failed']) + f", never reached by {k['never']} of {k['seeds']}"*bool(k['never'])
+    if what in ('speed', 'masks'): return f"{sides}, {OTHER[what]}: {points(k)}{more}"
+    return f"{sides}, {(NAMES | OTHER)[what]}: {number(k['ours'], what)} and {number(k['theirs'], what)}, difference {points(k)}{more}"
 
 # %% ../nbs/21_verdicts.ipynb #1b61ee26
 def verdicts(
     rows,           # of `run_all`
     claims=CLAIMS,  # `Claim`s
+    shared=0.,      # see `compare`
 ):  # list of dicts: claim, text, paper, ours (in words), difference and ci (of the first comparison), seeds, verdict, comparisons, also
     "A verdict on every claim of which something was measured."
     out = []
     for c in claims:
-        found, also = ([asdict(k) | (compare(k, rows) or {}) for k in ks] for ks in (c.comparisons, c.also))
+        found, also = ([asdict(k) | (compare(k, rows, shared) or {}) for k in ks] for ks in (c.comparisons, c.also))
         done = [f for f in found if 'verdict' in f]
         if not done: continue
         out.append(dict(claim=c.name, text=c.text, paper=c.paper, ours='; '.join(map(in_words, found)), difference=done[0]['difference'], ci=done[0]['ci'], seeds=min(f['seeds'] for f in done),
