@@ -226,7 +226,7 @@ def plot_suite(
             v, s = [x for x in r['each'].get(score, []) if x is not None], r['scores'].get(score)
             ax.plot(v, [y]*len(v), 'o', ms=3, alpha=.6, color='C0')
             if s and s['low'] is not None: ax.plot(np.clip([s['low'], s['high']], 0, 1), [y, y], color='C0')
-        ax.set(title=NAMES[score], xlabel='score', xlim=(0, 1), yticks=range(len(rows)))
+        ax.set(title=NAMES[score], xlabel='score', yticks=range(len(rows)))
         ax.set_yticklabels([r['condition'] for r in rows], fontsize=7)
     ax.invert_yaxis()
     return fig
