@@ -103,13 +103,15 @@ def test_a_classifier_that_says_the_same_of_all_has_learnt_nothing():
 def test_nothing_is_done_twice_and_the_best_rate_is_taken(tmp_path, monkeypatch):
     calls, said = [], []
     monkeypatch.setattr(X, 'run_once', lambda *a: calls.append(a) or made_up(*a))
-    todo = conditions(['cooperation'])   # of four, one takes another's rate
+    todo = conditions(['cooperation'])   # of five, two take another's rate
     rows = run_all(tmp_path, todo, base, arena, say=said.append)
-    assert len(rows) == 12 and len(calls) == len(said) - 1 == 12 + 3*4 and {(r['condition'], r['lr']) for r in rows} == {(c.name, .06 if c.name == 'classifier alone' else .06667) for c in todo} and said[0].endswith('21 runs to do or more, 1 at once') and '0 runs' in said[-1]
+    assert len(rows) == 5*3 and len(calls) == len(said) - 1 == 5*3 + 3*4
+    assert {(r['condition'], r['lr']) for r in rows} == {(c.name, .06 if 'classifier' in c.name else .06667) for c in todo}
+    assert said[0].endswith(f'{5*3 + 3*3} runs to do or more, 1 at once') and '0 runs' in said[-1]
     assert {a[1].steps for a in calls if a[-1]} == {2} and {a[1].steps for a in calls if not a[-1]} == {4}
-    assert run_all(tmp_path, todo, base, arena, say=said.append) == rows and len(calls) == 24
+    assert run_all(tmp_path, todo, base, arena, say=said.append) == rows and len(calls) == 27
     run_all(tmp_path, todo, base, arena, seeds=4, say=said.append)
-    assert len(calls) == 28
+    assert len(calls) == 27 + 5
 
 def test_one_training_under_two_names_is_done_once(tmp_path, monkeypatch):
     calls = []
