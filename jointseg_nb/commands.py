@@ -13,7 +13,7 @@ __all__ = ['OUTSIDE', 'RUN_HELP', 'LIVE_CELL', 'LIVE_TEXT', 'LIVE_FREE', 'LAB_SE
            'lab', 'place_template']
 
 # %% ../nbs/37_commands.ipynb #9005c82f
-import argparse, errno, json, sys, warnings
+import argparse, errno, json, shlex, sys, warnings
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
@@ -454,6 +454,7 @@ def tables_parser():
     p.add_argument('--data', default='embedded', metavar='[LAYOUT[:TASK]=]PATH', help='a data set on disk (default: embedded eyes)')
     p.add_argument('--label', default='auto', help='what the classifier learns from a folder: grade, has_dr or a column of its table (default: grade where it can)')
     p.add_argument('--only', metavar='SUITES', help='by comma, such as table1,noise (default: all; a wrong name is answered with the right ones)')
+    p.add_argument('--condition', action='append', default=[], metavar='NAME', help="one row of a table, such as 'UNet, pre-trained'; may be given again")
     p.add_argument('--seeds', type=int, default=3, help='how often everything is trained (default: 3)')
     p.add_argument('--fast', action='store_true', help='a first answer: fewer steps, no search for rates, only what claims are judged by')
     p.add_argument('--search', action=argparse.BooleanOptionalAction, default=True, help='search a rate for each condition, or take the recipe\'s (default: search)')
@@ -470,7 +471,7 @@ def check_tables(
     "A ValueError for what cannot be done."
     for name in ('seeds', 'workers'):
         if getattr(args, name) is not None and getattr(args, name) < 1: raise ValueError(f'{name}={getattr(args, name)}; allowed: 1 and up')
-    base, only = chosen_recipe(args), args.only.split(',') if args.only is not None else None
+    base, only = chosen_recipe(args), ([] if args.only is None else args.only.split(',')) + args.condition or None
     check_data([args.data])
     if Path(args.out).exists() and not Path(args.out).is_dir(): raise ValueError(f'out={args.out!r} is a file; name a folder')
     from jointseg_nb.experiments import conditions, usual_workers
@@ -493,7 +494,7 @@ def _tables(args):
     base, only, rates = check_tables(args)
     from jointseg_nb.experiments import Arena
     from jointseg_nb.tables import claims_table, reproduce
-    given = dict(recipe=Path(args.recipe).name, only=args.only, seeds=args.seeds, workers=args.workers, data=None if args.data == 'embedded' else 'DATA', rates=args.rates and 'RATES')
+    given = dict(recipe=Path(args.recipe).name, only=args.only, condition=' --condition '.join(map(shlex.quote, args.condition)), seeds=args.seeds, workers=args.workers, data=None if args.data == 'embedded' else 'DATA', rates=args.rates and 'RATES')
     command = ' '.join(['jointseg-tables', '--out DIR', *(f'--{k} {v}' for k, v in given.items() if v)] + ['--fast']*args.fast + ['--no-search']*(not args.search))
     found = reproduce(args.out, base, only, args.seeds, Arena(args.data, args.label), args.search, args.fast, args.workers, not args.report, args.device, lambda t: print(t, file=sys.stderr, flush=True), command, rates)
     print(claims_table(found))

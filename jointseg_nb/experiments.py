@@ -6,7 +6,7 @@
 __all__ = ['ONE', 'SEG', 'CLF', 'JOINT', 'SEGMENTER', 'CLASSIFIER', 'UNET', 'FCN', 'VGG', 'INCEPTION', 'GENTLE', 'PRE_UNET',
            'PRE_FCN', 'RAW_UNET', 'RAW_FCN', 'TABLE1', 'TABLE2', 'VGG_BN', 'TABLE34', 'COOPERATION', 'NOISE',
            'ATTENTION', 'BASE_BLOCK', 'BLOCKS', 'UPDATES', 'EXTRAS', 'POCKET', 'RATIOS', 'BATCHES', 'MASKS', 'FEW',
-           'ANY_SIZE', 'MAP_MASKS', 'MAP_RATIOS', 'LONG', 'SHORT', 'SUITES', 'WORLDS', 'KEYED', 'RULES', 'SEARCH_SEED',
+           'ANY_SIZE', 'MAP_MASKS', 'MAP_RATIOS', 'MAP', 'SUITES', 'WORLDS', 'KEYED', 'RULES', 'SEARCH_SEED',
            'Condition', 'equal_work', 'ratio', 'on_map', 'conditions', 'condition', 'shortened', 'recipe_of', 'build',
            'matched', 'prepare', 'affordable', 'Photographs', 'photographs', 'Arena', 'train_once', 'judged', 'packed',
            'unpacked', 'run_once', 'or_failed', 'told', 'run_key', 'digest_of', 'read_runs', 'machines', 'keep_run',
@@ -111,34 +111,36 @@ ANY_SIZE = [JOINT, Condition('joint, 128 px', dict(size=128, crop=128, pad=12, s
 # %% ../nbs/20_experiments.ipynb #b0562839
 MAP_MASKS, MAP_RATIOS = (8, 80, 0), (.01, .1, 1., 10., 100.)   # 0: all masks
 
-def on_map(masks, ratio_=None, on='shared', effort=1.):
+def on_map(masks, ratio_=None, on='shared'):
     "A place of the map; without a ratio, the segmenter alone."
     of = SEGMENTER if ratio_ is None else ratio(ratio_, on)
-    return Condition(f"map: {of.name}, {masks or 'all'} masks{', short' if effort < 1 else ''}", dict(of.changes, masks=masks), effort=effort, like=of.name)
+    return Condition(f"map: {of.name}, {masks or 'all'} masks", dict(of.changes, masks=masks, seg_batch=8), effort=1/3, lr_factor=of.lr_factor, like=on_map(0, ratio_, on).name if masks else '')
 
-LONG = [on_map(m, r, on) for m in MAP_MASKS for r in (None, *MAP_RATIOS) for on in ('shared', 'agent') if on == 'shared' or r not in (None, 1.)]
-SHORT = [on_map(m, r, effort=.25) for m in MAP_MASKS for r in (None, *MAP_RATIOS)]
+MAP = [on_map(m, r, on) for m in MAP_MASKS for r in (None, *MAP_RATIOS) for on in ('shared', 'agent') if on == 'shared' or r and r > 1]
 
 # %% ../nbs/20_experiments.ipynb #18906b3f
 SUITES = dict(cooperation=COOPERATION, table1=TABLE1, table2=TABLE2, table34=TABLE34, masks=[JOINT, SEGMENTER] + FEW, noise=NOISE, attention=ATTENTION,
-              ratios=[ratio(r, on) for r in RATIOS for on in ('shared', 'agent') if (r, on) != (1., 'agent')], blocks=BLOCKS, sizes=ANY_SIZE, batches=BATCHES, updates=UPDATES, pocket=POCKET, map=LONG + SHORT)
+              ratios=[ratio(r, on) for r in RATIOS for on in ('shared', 'agent') if (r, on) != (1., 'agent')], blocks=BLOCKS, sizes=ANY_SIZE, batches=BATCHES, updates=UPDATES, pocket=POCKET, map=MAP)
 
 # %% ../nbs/20_experiments.ipynb #7bbbcc36
 def conditions(
-    only=None,  # names of suites; None for all
+    only=None,  # names of suites, or of conditions; None for all
 ):  # list of `Condition`, each once
-    "The conditions of some suites."
-    unknown = set(only or ()) - set(SUITES)
-    if unknown: raise ValueError(f"only={','.join(sorted(unknown))}; allowed: {', '.join(SUITES)}")
-    return list({c.name: c for suite in (only or SUITES) for c in SUITES[suite]}.values())
+    "The conditions of some suites, or some by their names."
+    every = {c.name: c for suite in SUITES.values() for c in suite}
+    unknown = [n for n in only or () if n not in SUITES and n not in every]
+    if unknown: raise ValueError(f"only={', '.join(unknown)}; allowed: {', '.join(SUITES)}, or the name of a condition{_perhaps(unknown[0], every)}")
+    return list({c.name: c for n in (only or SUITES) for c in (SUITES[n] if n in SUITES else [every[n]])}.values())
 
 def condition(
     name,  # of one of them
 ):  # a `Condition`
     "A condition by its name."
-    found = [c for c in conditions() if c.name == name]
-    if not found: raise ValueError(f"condition={name!r} is none of the {len(conditions())} of `conditions()`{''.join(f'; did you mean {n!r}?' for n in difflib.get_close_matches(name, [c.name for c in conditions()], 1))}")
-    return found[0]
+    every = {c.name: c for c in conditions()}
+    if name not in every: raise ValueError(f"condition={name!r} is none of the {len(every)} of `conditions()`{_perhaps(name, every)}")
+    return every[name]
+
+def _perhaps(name, names): return ''.join(f'; did you mean {n!r}?' for n in difflib.get_close_matches(name, names, 1))
 
 # %% ../nbs/20_experiments.ipynb #99ebbf05
 def shortened(

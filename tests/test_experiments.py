@@ -15,7 +15,7 @@ def made_up(condition, base, arena, seed=0, lr=None, device=None, search=False):
     "A run without a training: joint is better by 0.1, the scores of a seed move together, and a rate of 0.1 is best."
     score = .5 + .1*(condition.name == 'joint') + .01*seed - abs(math.log10((lr or .2)/.1))/10
     each = dict.fromkeys(('miou', 'lesion_miou', 'lesion_aupr', 'top1', 'top2', 'binary', 'kappa', 'auc'), score) | dict(majority=.3, iou=dict(background=1.))
-    row = dict(agents=condition.changes.get('agents', 'both'), valid=each, curve=[[1, score/2], [2, score]], cosines=[.1]*4, budget=dict(clf_images=1, seg_images=1, flops=1), parameters=1, masks=8, lr=lr, steps=2, seconds=.0)
+    row = dict(agents=condition.changes.get('agents', 'both'), valid=each, curve=[[1, *[score/2]*3], [2, *[score]*3]], cosines=[.1]*4, budget=dict(clf_images=1, seg_images=1, flops=1), parameters=1, masks=8, lr=lr, steps=2, seconds=.0)
     return row if search else row | dict(metrics=each)
 
 def without_time(rows): return [{k: v for k, v in r.items() if k not in ('seconds', 'at')} for r in rows]

@@ -1,11 +1,12 @@
 """The rule of verdict, the scores of pairs, and what is written of an experiment."""
 import json, math, re, subprocess, sys
 from pathlib import Path
+import numpy as np
 import pytest
 from jointseg_nb import commands, experiments as X, tables as T
 from jointseg_nb.experiments import SUITES, conditions, run_all
 from jointseg_nb.recipes import Recipe
-from jointseg_nb.tables import as_markdown, difference, judged_by, plot_claims, plot_curves, plot_map, plot_masks, plot_noise, plot_suite, rates_of, reproduce, row_of, summary, tables_of
+from jointseg_nb.tables import as_markdown, difference, judged_by, map_steps, plot_claims, plot_curves, plot_map, plot_map_steps, plot_masks, plot_noise, plot_suite, rates_of, reproduce, row_of, summary, tables_of
 from jointseg_nb.verdicts import CLAIMS, Comparison, compare, judge, masks_needed, sooner, together, verdicts
 from test_experiments import arena, base, made_up, without_time
 
@@ -54,7 +55,7 @@ def test_every_claim_gets_a_verdict_and_everything_a_picture(done, tmp_path):
     assert by['cooperation-segmentation']['verdict'] == by['cooperation-classification']['verdict'] == by['any-size']['verdict'] == 'reproduced'
     assert by['random-init-collapse']['verdict'] == 'not reproduced', 'half of joint is less than UNet'
     T.write_tables(tmp_path, t, arena)
-    assert {p.stem for p in tmp_path.glob('*.png')} == set(SUITES) | {'claims', 'convergence', 'few_masks', 'random_labels'}
+    assert {p.stem for p in tmp_path.glob('*.png')} == set(SUITES) | {'claims', 'convergence', 'few_masks', 'random_labels', 'map_steps'}
     assert plot_map(t).axes[0].lines and plot_noise(t).axes[0].lines and plot_masks(t).axes[0].lines and plot_curves(t).axes[0].lines
     page = (tmp_path/'verdicts.md').read_text()
     assert all(f'## {c.name}: ' in page for c in CLAIMS) and 'joint against UNet, pre-trained, equal work, mIoU' in page and not re.search(r'\b(inf|nan|None)\b', page)
@@ -126,7 +127,7 @@ def called(argv):
     try: commands.tables(argv)
     except SystemExit as e: return e.code
 
-@pytest.mark.parametrize('wrong, says', [(['--seeds', '0'], 'seeds=0'), (['--workers', '-1'], 'workers=-1'), (['--only', 'table1,table9'], 'table9'), (['--only', ''], 'table1'), (['--recipe', 'nope'], 'nope'),
+@pytest.mark.parametrize('wrong, says', [(['--seeds', '0'], 'seeds=0'), (['--workers', '-1'], 'workers=-1'), (['--only', 'table1,table9'], 'table9'), (['--only', ''], 'table1'), (['--condition', 'UNet, pretrained'], "did you mean 'UNet, pre-trained'?"), (['--recipe', 'nope'], 'nope'),
     (['--recipe', 'nowhere.json'], 'nowhere.json'), (['--data', 'nowhere'], 'nowhere'), (['--seeds', 'three'], 'three'), (['--rates', 'nowhere.json'], 'nowhere.json'), (['--rates', __file__], 'no tables.json'),
     (['--rates', str(kept), '--fast'], '--fast'), (['--rates', str(kept), '--recipe', 'paper'], 'asked for')])
 def test_what_cannot_be_done_is_refused_before_anything_is(tmp_path, capsys, wrong, says):
@@ -162,7 +163,31 @@ def test_known_rates_are_not_searched_for(tmp_path, monkeypatch, capsys):
     rows = [json.loads((tmp_path/x/'tables.json').read_text())['rows'] for x in 'ab']
     assert searches[0] > 6 and searches[1] == 0 and without_time(rows[0]) == without_time(rows[1])
 
+def test_one_row_is_made_again_by_its_name(tmp_path, monkeypatch, capsys):
+    "A condition alone, at the rate that is known, gives the row that it has in its table."
+    monkeypatch.setattr(X, 'run_once', made_up)
+    monkeypatch.setattr(T, 'figure6', lambda *a: None)
+    few = ['--seeds', '2', '--workers', '1']
+    assert called(['--out', str(tmp_path/'a'), '--only', 'cooperation', *few]) is None
+    assert called(['--out', str(tmp_path/'b'), '--condition', 'segmenter alone, equal work', '--rates', str(tmp_path/'a/tables.json'), *few]) is None
+    (table, made), (one, again) = (((t := json.loads((tmp_path/x/'tables.json').read_text()))['rows'], t['made']) for x in 'ab')
+    assert [r['condition'] for r in one] == ['segmenter alone, equal work'] and len(X.read_runs(tmp_path/'b')) == 2
+    assert without_time(one) == without_time([r for r in table if r['condition'] == one[0]['condition']])
+    assert again['command'] == "jointseg-tables --out DIR --recipe pocket --condition 'segmenter alone, equal work' --seeds 2 --workers 1 --rates RATES"
+
 def test_every_machine_that_took_part_is_named(done):
     of = lambda seed: dict(device='cpu', device_name=f'processor {seed}')
     machine = tables_of([r | dict(facts=of(r['seed'])) for r in done], base, arena)['made']['machine']
     assert machine == dict(device='cpu', device_name=[f'processor {k}' for k in range(3)])
+
+def test_rows_of_two_machines_are_told_apart(done):
+    there = lambda name: dict(device_name='processor 1' if name.startswith('UNet') else 'processor 0')
+    page = as_markdown(tables_of([r | dict(facts=there(r['condition'])) for r in done], base, arena))
+    assert page.count('- on processor 1: UNet, UNet, equal work\n') == 1 and '- on processor 1: UNet, pre-trained, UNet, pre-trained, equal work\n' in page and 'processor 0, processor 1' in page
+
+def test_the_map_is_joint_minus_alone(done):
+    at = lambda r: .5 + .1*(r['condition'] == 'map: ratio 10, agent, 8 masks')
+    steps, names, d = map_steps(t := tables_of([r | dict(curve=[[1, 0., .5, 0.], [2, 0., at(r), 0.]]) for r in done], base, arena), 8)
+    assert steps == [1, 2] and names == ['0.01', '0.1', '1', '10', '10 agent', '100', '100 agent'] and d.shape == (7, 2)
+    assert {(names[y], steps[x]): round(v, 4) for (y, x), v in np.ndenumerate(d) if v} == {('10 agent', 2): .1}
+    assert len(plot_map_steps(t).axes) == 3 + 1
