@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['ONE', 'SEG', 'CLF', 'JOINT', 'SEGMENTER', 'CLASSIFIER', 'UNET', 'FCN', 'VGG', 'INCEPTION', 'GENTLE', 'PRE_UNET',
-           'PRE_FCN', 'RAW_UNET', 'RAW_FCN', 'TABLE1', 'TABLE2', 'VGG_BN', 'TABLE34', 'COOPERATION', 'NOISE',
-           'ATTENTION', 'BASE_BLOCK', 'BLOCKS', 'UPDATES', 'EXTRAS', 'POCKET', 'RATIOS', 'BATCHES', 'MASKS', 'FEW',
-           'ANY_SIZE', 'MAP_MASKS', 'MAP_RATIOS', 'MAP', 'SUITES', 'WORLDS', 'KEYED', 'RULES', 'SEARCH_SEED',
-           'Condition', 'equal_work', 'ratio', 'on_map', 'conditions', 'condition', 'shortened', 'recipe_of', 'build',
-           'matched', 'prepare', 'affordable', 'Photographs', 'photographs', 'Arena', 'train_once', 'judged', 'packed',
-           'unpacked', 'run_once', 'or_failed', 'told', 'run_key', 'digest_of', 'read_runs', 'machines', 'keep_run',
-           'rates_to_try', 'best_rate', 'score_of', 'Job', 'Plan', 'attempt', 'work', 'work_together', 'usual_workers',
-           'seconds_left', 'Progress', 'run_plan', 'run_all']
+           'PRE_FCN', 'RAW_UNET', 'RAW_FCN', 'TABLE1', 'TABLE2', 'VGG_BN', 'NORMED', 'THREE', 'TABLE34', 'COOPERATION',
+           'NOISE', 'ATTENTION', 'BASE_BLOCK', 'BLOCKS', 'UPDATES', 'EXTRAS', 'POCKET', 'RATIOS', 'BATCHES', 'MASKS',
+           'FEW', 'ANY_SIZE', 'MAP_MASKS', 'MAP_RATIOS', 'MAP', 'SUITES', 'WORLDS', 'KEYED', 'RULES', 'SEARCH_SEED',
+           'Condition', 'equal_work', 'longer', 'ratio', 'on_map', 'conditions', 'condition', 'shortened', 'recipe_of',
+           'build', 'matched', 'prepare', 'affordable', 'Photographs', 'photographs', 'Arena', 'train_once', 'judged',
+           'packed', 'unpacked', 'run_once', 'or_failed', 'told', 'run_key', 'digest_of', 'read_runs', 'machines',
+           'keep_run', 'rates_to_try', 'best_rate', 'score_of', 'Job', 'Plan', 'attempt', 'work', 'work_together',
+           'usual_workers', 'seconds_left', 'Progress', 'run_plan', 'run_all']
 
 # %% ../nbs/20_experiments.ipynb #0170d7dc
 import base64, difflib, hashlib, json, math, os, threading, time, zlib
@@ -74,7 +74,11 @@ TABLE2 = [JOINT, RAW_UNET, RAW_FCN, equal_work(RAW_UNET, RAW_UNET.name), equal_w
 
 # %% ../nbs/20_experiments.ipynb #d4632eae
 VGG_BN = dict(VGG, norm='batch')
-TABLE34 = [JOINT, Condition('VGG-19', CLF, VGG, lr_factor=.02), Condition('Inception-v3', CLF, INCEPTION, lr_factor=.03), Condition('VGG-19 with batch norm', CLF, VGG_BN, lr_factor=.1), Condition('VGG-19 with batch norm and dropout', CLF, dict(VGG_BN, dropout=.5), lr_factor=.02),
+NORMED, THREE = Condition('VGG-19 with batch norm', CLF, VGG_BN, lr_factor=.1), Condition('Inception-v3', CLF, INCEPTION, lr_factor=.03)
+
+def longer(condition, times): return replace(condition, name=f'{condition.name}, {times} times the steps', effort=times, like=condition.name)
+
+TABLE34 = [JOINT, Condition('VGG-19', CLF, VGG, lr_factor=.02), THREE, NORMED, Condition('VGG-19 with batch norm and dropout', CLF, dict(VGG_BN, dropout=.5), lr_factor=.02), longer(NORMED, 10), longer(THREE, 10),
            Condition('VGG-19 with batch norm, published width', CLF, dict(VGG_BN, width=1.), lr_factor=.1), Condition('Inception-v3, published width', CLF, dict(INCEPTION, width=1.), lr_factor=.03)]
 COOPERATION = [JOINT, SEGMENTER, CLASSIFIER, equal_work(SEGMENTER, SEGMENTER.name), equal_work(CLASSIFIER, CLASSIFIER.name)]
 
@@ -274,7 +278,7 @@ def train_once(
     t, curve, cosines = setup.trainer, [], [[] for _ in range(4)]
     score = lambda: evaluate(t.eval_model, photos.source, setup.valid, t.recipe.crop, engine=t.engine).metrics()
     first = {} if condition.pretrain is None else dict(pretrained=score()['top1'])
-    every = max(1, t.recipe.steps//(2 if search else max(2, round(20*condition.effort))))
+    every = max(1, t.recipe.steps//(2 if search else min(20, max(2, round(20*condition.effort)))))
     for report in t.steps():
         if report.cosine is not None: cosines[4*(report.step - 1)//t.recipe.steps].append(report.cosine)
         if report.step % every == 0 or report.step == t.recipe.steps: curve.append([report.step, *curve_scores(quick_look(setup).metrics()).values()])

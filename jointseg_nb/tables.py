@@ -23,7 +23,7 @@ from PIL import Image
 
 # %% ../nbs/22_tables.ipynb #f4f1386a
 from .evaluate import paired_interval
-from .experiments import MAP, MAP_MASKS, MAP_RATIOS, MASKS, NOISE, SUITES, WORLDS, Arena, Plan, conditions, machines, on_map, read_runs, run_all, shortened, told, unpacked
+from .experiments import MAP, MAP_MASKS, MASKS, NOISE, RATIOS, SUITES, WORLDS, Arena, Plan, conditions, machines, on_map, ratio, read_runs, run_all, shortened, told, unpacked
 from .figures import comparison
 from .fit import show_eyes
 from .recipes import recipe, recipe_from_json, recipe_to_json
@@ -298,14 +298,21 @@ def plot_noise(
 READINGS = ('shared', 'agent')   # of the ratio
 
 def map_points(
-    tables,  # of `tables_of`
-    masks,   # 0: all
-    on,      # one of `READINGS`
+    tables,      # of `tables_of`
+    masks,       # 0: all
+    on,          # one of `READINGS`
     score='lesion_miou',
+    long=False,  # the trainings of the other suites, with all steps, instead of the map's?
 ):  # list of (ratio, (mean, low, high) of joint minus alone, row of joint)
     "One line of the map."
-    places = [(r, on_map(masks, r, on).name) for r in MAP_RATIOS if on == 'shared' or r >= 1]
-    return [(r, d, row_of(tables, name)) for r, name in places if (d := difference(tables, name, on_map(masks).name, score))]
+    name = (lambda r: _long(tables['recipe'], masks, r, on)) if long else (lambda r: on_map(masks, r, on).name)
+    places = [(r, name(r)) for r in RATIOS if on == 'shared' or r >= 1]
+    return [(r, d, row_of(tables, n)) for r, n in places if (d := difference(tables, n, name(None), score))]
+
+def _long(recipe, masks, r, on):
+    "The name of a place of the map in the other suites."
+    base = recipe['lr_ratio'], recipe['ratio_on']
+    return ('segmenter alone' if r is None else 'joint' if (r, on) == base else ratio(r, on).name) + (f', {masks} masks' if masks else '')
 
 # %% ../nbs/22_tables.ipynb #d4d932ba
 def _map_line(axs, found, label, offset):
@@ -321,16 +328,16 @@ def plot_map(
     score='lesion_miou',
 ):  # a matplotlib Figure; None if nothing of it was run
     "Where cooperation helps the segmenter, what the classifier gets, and what the gradients say there."
-    found = {masks: {on: map_points(tables, masks, on, score) for on in READINGS} for masks in MAP_MASKS}
+    found = {masks: {(on, long): map_points(tables, masks, on, score, long) for long in (False, True) for on in READINGS} for masks in MAP_MASKS}
     if not any(points for lines in found.values() for points in lines.values()): return None
     fig = Figure(figsize=(2.6*len(MAP_MASKS) + .6, 5), dpi=72, layout='constrained')
     axs = fig.subplots(3, len(MAP_MASKS), sharex=True, sharey='row', height_ratios=(2, 1, 1))
     for column, masks in zip(axs.T, MAP_MASKS):
-        for on, offset in zip(READINGS, (.95, 1.05)): _map_line(column, found[masks][on], on, offset)
+        for (on, long), offset in zip(found[masks], (.93, .98, 1.03, 1.08)): _map_line(column, found[masks][on, long], f'{on}, {"all" if long else "a third"}', offset)
         for ax in column[[0, 2]]: ax.axhline(0, color='0.3', lw=.8)
         column[0].set(title=f"{masks or 'all'} masks", xscale='log'); column[2].set(xlabel='ratio, classifier : segmenter')
     for ax, label in zip(axs[:, 0], (f'joint - alone,\n{NAMES[score]} (points)', 'Top-1 (%)', 'cosine')): ax.set_ylabel(label)
-    if axs[0, 0].get_legend_handles_labels()[0]: axs[0, 0].legend(title='ratio on', fontsize=7, title_fontsize=7, frameon=False)
+    if axs[0, 0].get_legend_handles_labels()[0]: axs[0, 0].legend(title='ratio on, steps', fontsize=7, title_fontsize=7, frameon=False)
     return fig
 
 # %% ../nbs/22_tables.ipynb #94393f2b
