@@ -1477,6 +1477,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'jointseg_nb.verdicts.Comparison': ('verdicts.html#comparison', 'jointseg_nb/verdicts.py'),
                                       'jointseg_nb.verdicts.Comparison.__post_init__': ( 'verdicts.html#comparison.__post_init__',
                                                                                          'jointseg_nb/verdicts.py'),
+                                      'jointseg_nb.verdicts._machine': ('verdicts.html#_machine', 'jointseg_nb/verdicts.py'),
                                       'jointseg_nb.verdicts.compare': ('verdicts.html#compare', 'jointseg_nb/verdicts.py'),
                                       'jointseg_nb.verdicts.in_words': ('verdicts.html#in_words', 'jointseg_nb/verdicts.py'),
                                       'jointseg_nb.verdicts.judge': ('verdicts.html#judge', 'jointseg_nb/verdicts.py'),

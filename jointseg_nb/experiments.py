@@ -56,6 +56,8 @@ class Condition:
     def __post_init__(self):
         for k, v in {**self.changes, **(self.pretrain or {})}.items(): check_field(k, v)
         if self.equal not in ('images', 'flops'): raise ValueError(f"equal={self.equal!r}; allowed: 'images', 'flops'")
+        for k in ('effort', 'lr_factor'):
+            if not getattr(self, k) > 0: raise ValueError(f'{k}={getattr(self, k)!r}; allowed: above 0')
 
 # %% ../nbs/20_experiments.ipynb #eec39611
 ONE = dict(lr_ratio=1.)
@@ -436,6 +438,7 @@ class Plan:
         search=True,  # for rates? Else each takes the one where its search would begin
         rates=None,   # dict: name of a condition -> rate that an earlier search found
     ):
+        if seeds < 1: raise ValueError(f'seeds={seeds}; allowed: 1 and up')
         self.todo, self.base, self.arena, self.seeds, self.search, self.rates, self.known = todo, base, arena, seeds, search, rates or {}, {}
         self.named = {c.name: c for c in [*conditions(), *todo]}
         self.starts = {n: recipe_of(c, base).lr for n, c in self.named.items()}
@@ -611,6 +614,7 @@ def run_plan(
     say=print,    # what becomes of the progress
 ):  # what the plan's `rows` gives
     "Do what is not done yet."
+    if workers < 1: raise ValueError(f'workers={workers}; allowed: 1 and up')
     out, since = Path(out), time.time()
     (out/'claims').mkdir(parents=True, exist_ok=True)
     done = read_runs(out, since)

@@ -358,7 +358,7 @@ def scores_of(
         folds=len(good), each=[next((r['lesion_miou'] for r in good if r['fold'] == k + 1), None) for k in range(FOLDS)],
         seconds=sum(r['seconds'] for r in good), steps=[r['steps'] for r in good], lesion_miou=[m['lesion_miou'], *ci['lesion_miou']],
         iou={c: [m['iou'][c], *ci['iou'][c]] for c in source.mask_classes}, aupr=aupr,
-        **(dict(binary=[m['binary'], *ci['binary']], binary_majority=m['binary_majority'], auc=ci['auc']) if grades else {}))
+        **(dict(binary=[m['binary'], *ci['binary']], binary_majority=m['binary_majority']) if grades else {}))
 
 def over_folds(
     values,       # one for each fold
@@ -375,10 +375,10 @@ def real_table(
     "IoU and AUPR of each class, with intervals, in percent."
     rows = {n: r for n, r in found['rows'].items() if 'failed' not in r}
     if not rows: return 'No fold is done.'
-    text = lambda v: '-' if not v or v[0] is None else f'{100*v[0]:.1f}' + ('' if v[1] is None else f' ({100*v[1]:.1f} to {100*v[2]:.1f})')
-    line = lambda word, values: f"| {word} | {' | '.join(text(v) for v in values)} |"
+    def text(v, least=0.): return '-' if not v or v[0] is None else f'{100*v[0]:.1f}' + ('' if v[1] is None else f' ({100*max(v[1], least):.1f} to {100*min(v[2], 1.):.1f})')
+    def line(word, values, least=0.): return f"| {word} | {' | '.join(text(v, least) for v in values)} |"
     lines = [f"| | {' | '.join(rows)} |", '|---' + '|---'*len(rows) + '|', line('mean IoU of lesions', [r['lesion_miou'] for r in rows.values()]), line('that of the first fold, which no choice has seen', [[r['each'][0], None] for r in rows.values()]),
-             line('JointSeg minus this, fold by fold', [ahead(rows, n) for n in rows])]
+             line('JointSeg minus this, fold by fold', [ahead(rows, n) for n in rows], least=-1.)]
     for c in next(iter(rows.values()))['aupr']:
         for key, word in (('iou', 'IoU'), ('aupr', 'AUPR')): lines.append(line(f'{c}, {word}', [r[key].get(c) for r in rows.values()]))
     if 'JointSeg' in rows: lines.append(line(f"has retinopathy, accuracy (commonest answer: {100*rows['JointSeg']['binary_majority']:.1f})", [r.get('binary') for r in rows.values()]))

@@ -70,7 +70,7 @@ TABLES = (
     Claim('classifier-vs-standard', 'joint beats Inception-v3, which beats VGG-19', 'Top-1 85.1 / 84.3 / 82.5, Top-2 88.1 / 87.2 / 85.3',
           tuple(C(a, b, s) for s in ('top1', 'top2') for a, b in (('joint', 'Inception-v3'), ('Inception-v3', 'VGG-19'))),
           tuple(C('joint', c.name, 'top1') for c in TABLE34[3:])),
-    Claim('binary', 'the same for normal and abnormal', 'binary accuracy 95.5 / 94.7 / 89.5', (C('joint', 'Inception-v3', 'binary'), C('Inception-v3', 'VGG-19', 'binary')),
+    Claim('binary', 'the same for normal and abnormal', 'binary accuracy 95.5 / 94.7 / 89.5, human 95.1', (C('joint', 'Inception-v3', 'binary'), C('Inception-v3', 'VGG-19', 'binary')),
           tuple(C('joint', c.name, 'binary') for c in TABLE34[3:])),
 )
 
@@ -78,15 +78,15 @@ TABLES = (
 HEART = (
     Claim('cooperation-segmentation', 'the same net: joint against the segmenter alone', 'improved generalizability', (C('joint', 'segmenter alone'),), (C('joint', 'segmenter alone, equal work'),)),
     Claim('cooperation-classification', 'the same net: joint against the classifier alone', 'by-product classifier', (C('joint', 'classifier alone', 'top1'),), (C('joint', 'classifier alone, equal work', 'top1'),)),
-    Claim('faster-convergence', "joint reaches the rivals' final mIoU in fewer steps", 'faster convergence', (C('joint', 'UNet', 'speed'), C('joint', 'FCN-8s', 'speed')), tuple(C('joint', n, 'along') for n in ('UNet', 'FCN-8s', 'segmenter alone'))),
+    Claim('faster-convergence', "joint reaches the rivals' final mIoU in fewer steps", 'faster convergence', (C('joint', 'UNet', 'speed'), C('joint', 'FCN-8s', 'speed')), (C('joint', 'UNet, pre-trained', 'speed'), C('joint', 'FCN-8s, pre-trained', 'speed'), *(C('joint', n, 'along') for n in ('UNet', 'UNet, pre-trained', 'FCN-8s', 'segmenter alone')))),
     Claim('random-labels', '80% random labels lower the classifier, not the segmenter', 'II-C', (C('joint', '80% random labels', 'top1'), C('80% random labels', 'joint', no_loss=True)), (C('joint', '160 labels, all true', 'top1'), C('160 labels, all true', '80% random labels', 'top1'))),
     Claim('fewer-masks', 'joint needs fewer masks for the same mIoU', 'I-A a', (C('joint', 'segmenter alone', 'masks'),), tuple(C(f'joint, {m} masks', f'segmenter alone, {m} masks') for m in MASKS)),
 )
 
 # %% ../nbs/21_verdicts.ipynb #e3b51c02
 PARTS = (
-    Claim('pag', 'partial attention converges faster and ends higher than none', 'I-A, II-B', (C('joint', 'attention none'), C('joint', 'attention none', 'speed')), tuple(C('joint', f'attention {a}') for a in ('unet', 'sum', 'learned'))),
-    Claim('factorisation', 'the factorised block saves parameters at no loss', 'II-B', (C('classifier not factorised', 'joint', 'parameters'), C('joint', 'classifier not factorised', 'top1', no_loss=True))),
+    Claim('pag', 'partial attention converges faster and ends higher than none', 'I-A, II-B', (C('joint', 'attention none'), C('joint', 'attention none', 'speed')), tuple(C('joint', f'attention {a}', s) for a in ('unet', 'sum', 'learned') for s in ('miou', 'speed', 'along'))),
+    Claim('factorisation', 'the factorised block saves parameters at no loss', 'II-B', (C('classifier not factorised', 'joint', 'parameters'), C('joint', 'classifier not factorised', 'top1', no_loss=True)), (C('joint', 'classifier not factorised', no_loss=True),)),
     Claim('residual-inception', 'the improved block beats the base block', 'II-B', (C('joint', 'base inception block'), C('joint', 'base inception block', 'top1')),
           tuple(C('joint', 'base inception block, equal parameters', s) for s in ('miou', 'top1'))),
     Claim('rates-and-batches', 'ratio 30 and batch ratio 32 are good choices', 'III', (C('ratio 30, agent', 'ratio 1'), C('batch ratio 32', 'batch ratio 1')), (C('ratio 30, shared', 'ratio 1'), C('ratio 30, agent', 'ratio 1', 'top1'), C('ratio 30, shared', 'ratio 1', 'top1'), C('batch ratio 32', 'batch ratio 1', 'top1'), C('joint', 'ratio 1'), C('joint', 'ratio 1', 'top1'))),
@@ -165,18 +165,22 @@ def compare(
     comparison,  # a `Comparison`
     rows,        # of `run_all`
     shared=0.,   # see `evaluate.paired_interval`
-):  # dict: difference (of shares, parameters or doublings) with its ci and that of each seed, seeds, failed and never (numbers of seeds), ours, theirs, verdict; None if nothing can be compared
+):  # dict: difference (of shares, parameters or doublings) with its ci and that of each seed; seeds, failed, never and apart (numbers of seeds; apart: made on two machines), ours, theirs, verdict; None if nothing can be compared
     "A comparison over the seeds that both have. Where a seed failed, nothing is decided."
     by = {(r['condition'], r['seed']): r for r in rows}
     good, seeds = {k: r for k, r in by.items() if 'failed' not in r}, sorted({s for _, s in by})
     pairs = [p for s in seeds if (p := pair(comparison, good, s))]
     if not pairs: return None
     failed = sum(any((n, s) in by and (n, s) not in good for n in (comparison.better, comparison.worse)) for s in seeds)
+    sides = [(good.get((comparison.better, s)), good.get((comparison.worse, s))) for s in seeds]
+    apart = sum(a is not None and b is not None and _machine(a) != _machine(b) for a, b in sides)
     a, b, reached = zip(*pairs)
     a, b = comparison.factor*np.array(a, float), np.array(b, float)
     difference, low, high = paired_interval(a, b, shared=shared)
-    return dict(difference=difference, ci=[low, high], each=[round(float(d), 4) for d in a - b], seeds=len(pairs), failed=failed, never=reached.count(False), ours=float(np.mean(a))/comparison.factor, theirs=float(np.mean(b)),
+    return dict(difference=difference, ci=[low, high], each=[round(float(d), 4) for d in a - b], seeds=len(pairs), failed=failed, never=reached.count(False), apart=apart, ours=float(np.mean(a))/comparison.factor, theirs=float(np.mean(b)),
                 verdict='undecided' if failed else judge(low, high, comparison.no_loss))
+
+def _machine(row): return [row.get('facts', {}).get(k) for k in ('device_name', 'precision')]
 
 # %% ../nbs/21_verdicts.ipynb #dd42f05f
 def number(
@@ -205,7 +209,7 @@ def in_words(
     worse, what = k['worse'] if isinstance(k['worse'], str) else number(k['worse'], k['score']), k['score']
     sides = f"{'half of ' if k['factor'] == .5 else ''}{k['better']} against {worse}"
     if 'verdict' not in k: return f'{sides}, {(NAMES | OTHER)[what]}: not measured'
-    more = ', no loss claimed'*k['no_loss'] + f", {k['failed']} more failed"*bool(k['failed']) + f", never reached by {k['never']} of {k['seeds']}"*bool(k['never'])
+    more = ', no loss claimed'*k['no_loss'] + f", {k['failed']} more failed"*bool(k['failed']) + f", never reached by {k['never']} of {k['seeds']}"*bool(k['never']) + ', made on two machines'*bool(k['apart'])
     if what in ('speed', 'masks'): return f"{sides}, {OTHER[what]}: {points(k)}{more}"
     return f"{sides}, {(NAMES | OTHER)[what]}: {number(k['ours'], what)} and {number(k['theirs'], what)}, difference {points(k)}{more}"
 

@@ -1,5 +1,5 @@
 """Every metric against its definition, one pixel or one photograph at a time, on random and on degenerate inputs."""
-import math, warnings
+import gc, math, warnings
 import numpy as np
 import pytest, torch
 from hypothesis import given, settings, strategies as st
@@ -245,5 +245,15 @@ def test_memory_is_flat_in_photographs():
     small, large = (evaluate(JointSeg.pretrained(), embedded(4, seed=4, size=s), scores=True) for s in (64, 128))
     size = lambda e: sum(t.numel()*t.element_size() for t in (e.masks, e.labels, e.overlaps, e.probabilities, e.truth, e.scores))
     assert size(small) == size(large) and e_bytes(small) < 150
+
+def test_no_photograph_is_kept_of_many():
+    "From the second batch to the fortieth, all that is alive grows by the counts of each photograph: neither pictures nor maps pile up."
+    model, few, alive = JointSeg.pretrained(), embedded(4, seed=4, size=64), []
+    def look(*_):
+        gc.collect()
+        alive.append(sum(t.numel()*t.element_size() for t in gc.get_objects() if type(t) is torch.Tensor))
+    model.register_forward_pre_hook(look)
+    assert len(evaluate(model, few, torch.arange(4).repeat(40), batch_size=4, scores=True).truth) == 160
+    assert len(alive) == 40 and alive[-1] - alive[1] < 38*4*200, 'a photograph of 64 px is 12,288 bytes, its maps many times that'
 
 def e_bytes(e): return sum(t[0].numel()*t.element_size() for t in (e.overlaps, e.probabilities, e.truth))

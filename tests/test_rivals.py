@@ -1,11 +1,11 @@
 """The rivals: published sizes, shapes, gradients, bits, and the two-step protocol in our trainer."""
+import math
 from dataclasses import replace
 import pytest, torch
 from jointseg_nb.agents import JointSeg
 from jointseg_nb.blocks import count_parameters
 from jointseg_nb.cooperate import set_up
 from jointseg_nb.data import embedded
-from jointseg_nb.evaluate import evaluate
 from jointseg_nb.recipes import recipe
 from jointseg_nb.rivals import RIVALS, Ablation, Budget, Nothing, Rival, budget, match_width, step_flops, transfer, two_steps, with_model
 
@@ -100,11 +100,9 @@ def test_two_steps(kind, eyes):
     assert ('decoder.fc6.weight' in changed) == (kind == 'fcn8') and 'decoder.head.weight' not in changed
     for _ in range(4): trained.append(second.trainer.step().seg_loss)
     after = weights(second)
-    assert all(torch.equal(after[k], began[k]) for k in after if k.startswith('classifier.')) and all(l == l for l in trained)
+    assert all(torch.equal(after[k], began[k]) for k in after if k.startswith('classifier.')) and all(map(math.isfinite, trained))
     assert cost == budget(make(kind), first) + budget(make(kind), alone['segmenter'])
     assert (cost.clf_images, cost.seg_images) == (5*4, 8*2)
-    metrics = evaluate(second.trainer.eval_model, eyes, second.valid).metrics()
-    assert metrics['miou'] is not None and metrics['top1'] is not None
 
 def test_two_steps_want_one_split(eyes):
     with pytest.raises(ValueError, match='agree on seed'): two_steps(lambda: make('unet'), eyes, replace(alone['classifier'], seed=1), alone['segmenter'], 'cpu')

@@ -63,6 +63,19 @@ def test_every_claim_gets_a_verdict_and_everything_a_picture(done, tmp_path):
     assert '| joint | 3 |' in text and not re.search(r'\b(inf|nan|None)\b', text)
     for suite in SUITES: assert f'\n## {suite}\n' in text
 
+def test_what_is_asked_for_by_a_wrong_name_is_refused(done):
+    t = tables_of(done, base, arena)
+    for wrong, says in [(lambda: T.suite_table(t, 'table9'), "suite='table9'; allowed: cooperation"), (lambda: plot_suite(t, 'table1', ('iou',)), 'scores=iou; allowed: miou'),
+                        (lambda: difference(t, 'joint', 'UNet', 'iou'), "score='iou'"), (lambda: run_all('out', [], base, arena, workers=0), 'workers=0'), (lambda: run_all('out', [], base, arena, seeds=0), 'seeds=0'),
+                        (lambda: X.Condition('x', effort=-1.), 'effort=-1.0')]:
+        with pytest.raises(ValueError, match=re.escape(says)): wrong()
+    assert not Path('out').exists()
+
+def test_the_commonest_answer_stands_beside_every_accuracy(done):
+    t = tables_of([r | dict(metrics=r['metrics'] | dict(binary_majority=.69)) for r in done], base, arena)
+    assert '| always the commonest answer | |  |  |  | 30.0 |  | 69.0 |' in T.suite_table(t, 'table34')
+    assert [[l.get_xdata()[0] for l in ax.lines if l.get_linestyle() == ':'] for ax in plot_suite(t, 'table34', ('miou', 'top1', 'binary')).axes] == [[], [.3], [.69]]
+
 def test_one_seed_decides_nothing(done):
     t = tables_of([r for r in done if r['seed'] == 0], base, arena)
     assert {c['verdict'] for c in t['claims']} <= {'undecided'} and t['claims'][0]['ci'] == [None, None]
@@ -182,12 +195,16 @@ def test_every_machine_that_took_part_is_named(done):
 
 def test_rows_of_two_machines_are_told_apart(done):
     there = lambda name: dict(device_name='processor 1' if name.startswith('UNet') else 'processor 0')
-    page = as_markdown(tables_of([r | dict(facts=there(r['condition'])) for r in done], base, arena))
+    t = tables_of([r | dict(facts=there(r['condition'])) for r in done], base, arena)
+    apart = {(k['better'], k['worse']) for c in t['claims'] for k in c['comparisons'] + c['also'] if k['apart']}
+    assert ('joint', 'UNet') in apart and all(b.startswith('UNet') != a.startswith('UNet') for a, b in apart), 'two UNets are of one machine'
+    assert re.search('- joint against UNet, mIoU: .*, made on two machines: ', T.verdict_page(t)) and not re.search('joint against FCN-8s, mIoU: .* two machines', T.verdict_page(t))
+    page = as_markdown(t)
     assert page.count('- on processor 1: UNet, UNet, equal work\n') == 1 and '- on processor 1: UNet, pre-trained, UNet, pre-trained, equal work\n' in page and 'processor 0, processor 1' in page
 
 def test_the_map_is_joint_minus_alone(done):
     at = lambda r: .5 + .1*(r['condition'] == 'map: ratio 10, agent, 8 masks')
-    steps, names, d = map_steps(t := tables_of([r | dict(curve=[[1, 0., .5, 0.], [2, 0., at(r), 0.]]) for r in done], base, arena), 8)
-    assert steps == [1, 2] and names == ['0.01', '0.1', '1', '10', '10 agent', '100', '100 agent'] and d.shape == (7, 2)
+    steps, names, d = map_steps(t := tables_of([r | dict(curve=[[1, .5, 0., 0.], [2, at(r), 0., 0.]]) for r in done], base, arena), 8)
+    assert steps == [1, 2] and names == ['0.01', '0.1', '1', '10', '100', '10 agent', '100 agent'] and d.shape == (7, 2)
     assert {(names[y], steps[x]): round(v, 4) for (y, x), v in np.ndenumerate(d) if v} == {('10 agent', 2): .1}
     assert len(plot_map_steps(t).axes) == 3 + 1
