@@ -6,12 +6,12 @@
 __all__ = ['ONE', 'SEG', 'CLF', 'JOINT', 'SEGMENTER', 'CLASSIFIER', 'UNET', 'FCN', 'VGG', 'INCEPTION', 'GENTLE', 'PRE_UNET',
            'PRE_FCN', 'RAW_UNET', 'RAW_FCN', 'TABLE1', 'TABLE2', 'VGG_BN', 'NORMED', 'THREE', 'TABLE34', 'COOPERATION',
            'NOISE', 'ATTENTION', 'BASE_BLOCK', 'BLOCKS', 'UPDATES', 'EXTRAS', 'POCKET', 'RATIOS', 'BATCHES', 'MASKS',
-           'FEW', 'ANY_SIZE', 'MAP_MASKS', 'MAP_RATIOS', 'MAP', 'SUITES', 'WORLDS', 'KEYED', 'RULES', 'SEARCH_SEED',
-           'Condition', 'equal_work', 'longer', 'ratio', 'on_map', 'conditions', 'condition', 'shortened', 'recipe_of',
-           'build', 'matched', 'prepare', 'affordable', 'Photographs', 'photographs', 'Arena', 'train_once', 'judged',
-           'packed', 'unpacked', 'run_once', 'or_failed', 'told', 'run_key', 'digest_of', 'read_runs', 'machines',
-           'keep_run', 'rates_to_try', 'best_rate', 'score_of', 'Job', 'Plan', 'attempt', 'work', 'work_together',
-           'usual_workers', 'seconds_left', 'Progress', 'run_plan', 'run_all']
+           'FEW', 'ANY_SIZE', 'MAP_MASKS', 'MAP_RATIOS', 'SLOW', 'MAP', 'SUITES', 'WORLDS', 'KEYED', 'RULES',
+           'SEARCH_SEED', 'Condition', 'equal_work', 'longer', 'ratio', 'on_map', 'conditions', 'condition',
+           'shortened', 'recipe_of', 'build', 'matched', 'prepare', 'affordable', 'Photographs', 'photographs', 'Arena',
+           'train_once', 'judged', 'packed', 'unpacked', 'run_once', 'or_failed', 'told', 'run_key', 'digest_of',
+           'read_runs', 'machines', 'keep_run', 'rates_to_try', 'best_rate', 'score_of', 'Job', 'Plan', 'attempt',
+           'work', 'work_together', 'usual_workers', 'seconds_left', 'Progress', 'run_plan', 'run_all']
 
 # %% ../nbs/20_experiments.ipynb #0170d7dc
 import base64, difflib, hashlib, json, math, os, threading, time, zlib
@@ -116,13 +116,14 @@ ANY_SIZE = [JOINT, Condition('joint, 128 px', dict(size=128, crop=128, pad=12, s
 
 # %% ../nbs/20_experiments.ipynb #b0562839
 MAP_MASKS, MAP_RATIOS = (8, 80, 0), (.01, .1, 1., 10., 100.)   # 0: all masks
+SLOW = Condition('segmenter alone, encoder at a tenth', dict(agents='segmenter', lr_ratio=10., ratio_on='shared'))
 
-def on_map(masks, ratio_=None, on='shared'):
-    "A place of the map; without a ratio, the segmenter alone."
-    of = SEGMENTER if ratio_ is None else ratio(ratio_, on)
-    return Condition(f"map: {of.name}, {masks or 'all'} masks", dict(of.changes, masks=masks, seg_batch=8), effort=1/3, lr_factor=of.lr_factor, like=on_map(0, ratio_, on).name if masks else '')
+def on_map(masks, of=SEGMENTER, like=''):
+    "A place of the map."
+    return Condition(f"map: {of.name}, {masks or 'all'} masks", dict(of.changes, masks=masks, seg_batch=8), effort=1/3, lr_factor=of.lr_factor, like=like or (on_map(0, of).name if masks else ''))
 
-MAP = [on_map(m, r, on) for m in MAP_MASKS for r in (None, *MAP_RATIOS) for on in ('shared', 'agent') if on == 'shared' or r and r > 1]
+MAP = [on_map(m, of) for m in MAP_MASKS for of in (SEGMENTER, *(ratio(r, on) for r in MAP_RATIOS for on in ('shared', 'agent') if on == 'shared' or r > 1))]
+MAP += [on_map(m, SLOW, on_map(0, ratio(10., 'shared')).name) for m in MAP_MASKS]
 
 # %% ../nbs/20_experiments.ipynb #18906b3f
 SUITES = dict(cooperation=COOPERATION, table1=TABLE1, table2=TABLE2, table34=TABLE34, masks=[JOINT, SEGMENTER] + FEW, noise=NOISE, attention=ATTENTION,

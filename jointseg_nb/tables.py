@@ -23,7 +23,7 @@ from PIL import Image
 
 # %% ../nbs/22_tables.ipynb #f4f1386a
 from .evaluate import paired_interval
-from .experiments import MAP_MASKS, MASKS, NOISE, RATIOS, SUITES, WORLDS, Arena, Plan, conditions, machines, on_map, ratio, read_runs, run_all, shortened, told, unpacked
+from .experiments import MAP_MASKS, MASKS, NOISE, RATIOS, SEGMENTER, SLOW, SUITES, WORLDS, Arena, Plan, conditions, machines, on_map, ratio, read_runs, run_all, shortened, told, unpacked
 from .figures import comparison
 from .fit import show_eyes
 from .recipes import recipe, recipe_from_json, recipe_to_json
@@ -318,7 +318,7 @@ def map_points(
     long=False,  # the trainings of the other suites, with all steps, instead of the map's?
 ):  # list of (ratio, (mean, low, high) of joint minus alone, row of joint)
     "One line of the map."
-    name = (lambda r: _long(tables['recipe'], masks, r, on)) if long else (lambda r: on_map(masks, r, on).name)
+    name = (lambda r: _long(tables['recipe'], masks, r, on)) if long else (lambda r: on_map(masks, SEGMENTER if r is None else ratio(r, on)).name)
     places = [(r, name(r)) for r in RATIOS if on == 'shared' or r >= 1]
     return [(r, d, row_of(tables, n)) for r, n in places if (d := difference(tables, n, name(None), score))]
 
@@ -347,6 +347,7 @@ def plot_map(
     axs = fig.subplots(3, len(MAP_MASKS), sharex=True, sharey='row', height_ratios=(2, 1, 1))
     for column, masks in zip(axs.T, MAP_MASKS):
         for (on, long), offset in zip(found[masks], (.9, .97, 1.03, 1.1)): _map_line(column, found[masks][on, long], f'{on}, {"all" if long else "a third"}', offset, color=f'C{READINGS.index(on)}', ls='--' if long else '-')
+        if slow := difference(tables, on_map(masks, SLOW).name, on_map(masks).name, score): column[0].plot(10, 100*slow[0], 'x', color='k', label='alone, encoder at a tenth')
         for ax in column[[0, 2]]: ax.axhline(0, color='0.3', lw=.8)
         column[0].set(title=f"{masks or 'all'} masks", xscale='log'); column[2].set(xlabel='ratio, classifier : segmenter')
     for ax, label in zip(axs[:, 0], (f'joint - alone,\n{NAMES[score]} (points)', 'Top-1 (%)', 'cosine')): ax.set_ylabel(label)
@@ -361,7 +362,7 @@ def map_steps(
 ):  # steps, names of lines, and mIoU of joint minus alone on held-out eyes: (lines, steps), -1 to 1; None if nothing of it was run
     "The map along the training."
     alone = row_of(tables, on_map(masks).name)
-    rows = {f'{k:g}' + ' agent'*(on == 'agent'): r for on in READINGS for k in RATIOS if (on == 'shared' or k > 1) and (r := row_of(tables, on_map(masks, k, on).name))}
+    rows = {f'{k:g}' + ' agent'*(on == 'agent'): r for on in READINGS for k in RATIOS if (on == 'shared' or k > 1) and (r := row_of(tables, on_map(masks, ratio(k, on)).name))}
     if alone is None or not rows: return None
     curve = lambda r: np.array(r['curve'], float)[:, 1]
     return [p[0] for p in alone['curve']], list(rows), np.array([curve(r) - curve(alone) for r in rows.values()])
