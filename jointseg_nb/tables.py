@@ -342,7 +342,7 @@ def plot_map(
 ):  # a matplotlib Figure; None if nothing of it was run
     "Where cooperation helps the segmenter, what the classifier gets, and what the gradients say there."
     found = {masks: {(on, long): map_points(tables, masks, on, score, long) for long in (False, True) for on in READINGS} for masks in MAP_MASKS}
-    if not any(points for lines in found.values() for points in lines.values()): return None
+    if not any(points for lines in found.values() for (_, long), points in lines.items() if not long): return None
     fig = Figure(figsize=(2.6*len(MAP_MASKS) + .6, 5), dpi=72, layout='constrained')
     axs = fig.subplots(3, len(MAP_MASKS), sharex=True, sharey='row', height_ratios=(2, 1, 1))
     for column, masks in zip(axs.T, MAP_MASKS):
