@@ -204,7 +204,12 @@ def test_rows_of_two_machines_are_told_apart(done):
 
 def test_the_map_is_joint_minus_alone(done):
     at = lambda r: .5 + .1*(r['condition'] == 'map: ratio 10, agent, 8 masks')
-    steps, names, d = map_steps(t := tables_of([r | dict(curve=[[1, .5, 0., 0.], [2, at(r), 0., 0.]]) for r in done], base, arena), 8)
+    t = tables_of([r | dict(curve=[[1, .5, 0., 0.], [2, at(r), 0., 0.]], metrics=r['metrics'] | dict(miou=at(r))) for r in done], base, arena)
+    of = lambda masks, on: {r: round(d[0], 4) for r, d, _ in T.map_points(t, masks, on)}
+    assert of(8, 'agent') == {1.: 0, 10.: .1, 100.: 0} and of(8, 'shared') == dict.fromkeys((.01, .1, 1., 10., 100.), 0) and of(80, 'agent') == dict.fromkeys((1., 10., 100.), 0)
+    drawn = [np.round(c.lines[0].get_ydata(), 4).tolist() for c in plot_map(t).axes[0].containers]
+    assert drawn[:2] == [[0]*5, [0, 10, 0]], 'in points'
+    steps, names, d = map_steps(t, 8)
     assert steps == [1, 2] and names == ['0.01', '0.1', '1', '10', '100', '10 agent', '100 agent'] and d.shape == (7, 2)
     assert {(names[y], steps[x]): round(v, 4) for (y, x), v in np.ndenumerate(d) if v} == {('10 agent', 2): .1}
     assert len(plot_map_steps(t).axes) == 3 + 1
