@@ -285,6 +285,19 @@ def test_reload_finds_everything_again(stage):
     assert (stage.pixels() == before).all()
 
 
+def test_a_beginning_that_was_lost_is_asked_for_again(stage):
+    "As for a second tab whose first answer a busy server has dropped: what comes later is of no use to it, so it says hello once more."
+    stage.open()
+    stage.page.wait_for_function("() => window.model")
+    while not stage.out: stage.page.wait_for_timeout(15)
+    stage.out.clear()
+    stage.snap.look, = looks(stage.snap.shown, [60])
+    stage.snap.film += (make_frame(stage.snap.look),)
+    stage.widget.update(stage.snap)
+    stage.until(lambda: stage.widget.tell() or stage.frame() == 'step 60')
+    assert stage.page.locator(EYES).count() == 4 and stage.page.get_attribute('.jointseg-timeline', 'max') == '5'
+
+
 def test_another_run_begins_anew(stage):
     stage.wind(2)
     other = run(n=3, steps=[0])

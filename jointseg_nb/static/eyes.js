@@ -23,7 +23,7 @@ class Eyes {
     this.model = model;
     this.listeners = new Set();
     this.clear();
-    listen(model, (words, buffers) => this.take(words, buffers), error => this.tell({ error: String(error) }));
+    this.greet = listen(model, (words, buffers) => this.take(words, buffers), error => this.tell({ error: String(error) }));
   }
 
   clear() {
@@ -41,7 +41,7 @@ class Eyes {
       this.clear();
       Object.assign(this, { begun: begin, photographs, truth });
     }
-    if (!this.begun && (frames || look)) return; // meant for another tab: what this one has asked for is on its way
+    if (!this.begun && (frames || look)) return this.greet(); // meant for another tab: what this one has asked for is on its way, or was lost
     if (words.changes) this.changes = words.changes; // knobs that moved: [step, words]
     if (gone) this.film.drop(gone);
     for (const f of frames ?? []) this.film.add({ step: f.step, grades: f.grades, packed: packed(f.masks) });

@@ -15,13 +15,20 @@ export async function inflate(packed) {
 /**
  * Say hello to the kernel and pass on what it answers, one message after the other.
  * `take(words, buffers)` may be asynchronous; `failed(error)` hears of a message that could not be read.
+ * Gives a function that says hello again, unless it was said `patience` ms ago or less: for an answer that was lost.
  */
-export function listen(model, take, failed) {
-  let queue = Promise.resolve();
+export function listen(model, take, failed, patience = 3000) {
+  let queue = Promise.resolve(), said = -Infinity;
   model.on('msg:custom', (words, buffers) => {
     queue = queue.then(() => take(words, buffers ?? [])).catch(failed);
   });
-  model.send({ kind: 'hello' });
+  const greet = () => {
+    if (performance.now() - said <= patience) return;
+    said = performance.now();
+    model.send({ kind: 'hello' });
+  };
+  greet();
+  return greet;
 }
 
 /** Tell the kernel that message `number`, made of snapshot `seq`, is on the screen; `ms` is what drawing it took. */
