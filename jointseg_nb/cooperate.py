@@ -393,7 +393,7 @@ def make_model(
 ):  # a `JointSeg`
     "A randomly initialised network for `source`."
     r, told = recipe, {} if source.crop_field is None else dict(crop_field=source.crop_field)
-    model = JointSeg(source.n_labels, source.n_classes, size=r.net, stem_stride=r.stem_stride, attention=r.attention, norm=r.norm, seed=r.seed)
+    model = JointSeg(source.n_labels, source.n_classes, size=r.net, stem_stride=r.stem_stride, attention=r.attention, norm=r.norm, local_contrast=r.local_contrast, seed=r.seed)
     model.meta = dict(mask_classes=list(source.mask_classes), label_names=list(source.label_names), size=r.size, crop=r.crop,
                       mask_colors=torch.as_tensor(source.mask_colors).tolist()) | told
     return model

@@ -174,7 +174,7 @@ def build(
     source,     # a `Source`, for its classes and labels
 ):  # a network
     "The network of a condition, initialised by the recipe's seed."
-    r, of = recipe, dict(n_labels=source.n_labels, n_classes=source.n_classes)
+    r, of = recipe, dict(n_labels=source.n_labels, n_classes=source.n_classes, local_contrast=recipe.local_contrast)
     ours = dict(of, size=r.net, stem_stride=r.stem_stride, attention=r.attention, norm=r.norm)
     if condition.net is None: return JointSeg(**ours, seed=r.seed)
     flat = dict(grid=1) if condition.net.get('kind') in ('fcn8', 'vgg16', 'vgg19') and r.crop < 128 else {}

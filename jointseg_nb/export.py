@@ -188,6 +188,7 @@ class Portable(nn.Module):
     ):
         super().__init__()
         two = model.config['norm'] == 'agent'
+        self.contrast = model.contrast
         self.encoder, self.decoder = (fold_batch_norm(part, 1) for part in (model.encoder, model.decoder))
         self.graders_encoder = fold_batch_norm(model.encoder, 0) if two else None
         self.classifier, self.switches, self.stride = fold_batch_norm(model.classifier, 0), model.switches.tolist(), model.stride
@@ -196,6 +197,7 @@ class Portable(nn.Module):
         x = photographs - photographs.mean((1, 2, 3), keepdim=True)
         n = x.shape[1]*x.shape[2]*x.shape[3]
         x = x/(x.square().sum((1, 2, 3), keepdim=True).clamp(min=1)/n).sqrt()
+        x = self.contrast(x)
         maps = self.encoder(x)
         last = maps[-1] if self.graders_encoder is None else self.graders_encoder(x)[-1]
         return self.decoder(maps, self.switches), self.classifier(last)

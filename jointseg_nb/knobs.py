@@ -53,6 +53,7 @@ NEW_SETTINGS = (
     Setting('net', 'network', 'choice', tip='How wide it is: small, base or wide (II-B)'),
     Setting('stem_stride', 'stem stride', 'choice', tip='1: tiny lesions live at full size; 2: a quarter of the work'),
     Setting('attention', 'attention', 'choice', tip='concat: the paper (Fig. 4); sum, learned, unet: other gates; none: the decoder sees no encoder map'),
+    Setting('local_contrast', 'local contrast, px', 'whole', 0, 1024, 16, tip='Side of the square that a pixel is compared with before the network; 0: the photograph as it is'),
     Setting('norm', 'norm', 'choice', tip='batch: statistics shared by both agents; agent: each its own; group: none over the batch'),
     Setting('clf_batch', 'graded a step', 'whole', tip='Graded photographs a step: the batch of the classifier'),
     Setting('seg_batch', 'masks a step', 'whole', tip='Photographs with masks a step: the batch of the segmenter'),

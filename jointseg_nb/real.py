@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from torch import nn
 
 # %% ../nbs/23_real.ipynb #b0f639e9
+from .agents import contrast_of
 from .cooperate import make_streams, polynomial, set_up
 from .data import near
 from .datasets import read
@@ -69,7 +70,7 @@ TRIED = dict(base={}, slower=dict(lr=.03), faster=dict(lr=.3), plain=dict(seg_lo
 RATES = ('base', 'slower', 'faster')
 UNET_LR = 1e-3   # Adam, where its search begins
 RIVAL, LONGER = 'Unet(resnet34)', 'JointSeg, longer'
-HEEDED = 'size crop pad flips rotate augment focus masks seg_batch lr power seg_loss weight_power focal_gamma seed precision'.split()   # what the U-Net has of a recipe
+HEEDED = 'size crop pad flips rotate augment focus local_contrast masks seg_batch lr power seg_loss weight_power focal_gamma seed precision'.split()   # what the U-Net has of a recipe
 
 def for_unet(
     tries,      # dict: word -> fields to change, of ours
@@ -131,6 +132,7 @@ def train_other(
 ):  # as of `train_ours`
     "Somebody else's segmenter, for a time."
     engine, source = Engine(device, recipe.precision), near(source, torch.device('cpu'))
+    net = nn.Sequential(contrast_of(recipe.local_contrast), net)
     model = engine.prepare(OtherSegmenter(net, source.n_classes, source.n_labels)).train()
     stream = make_streams(source, train, replace(recipe, agents='segmenter'), 'cpu')[1]
     loss = Loss('seg_loss', recipe.seg_loss, class_weights(source.masks, source.n_classes, recipe.weight_power, stream.indices))

@@ -42,6 +42,7 @@ class NetworkFields:
     net: str = 'base'             # `small`, `base` or `wide`
     stem_stride: int = 1          # 1: tiny lesions live at full size; 2: a quarter of the work
     attention: str = 'concat'     # `concat` (the paper), `sum`, `learned`, `unet` or `none`
+    local_contrast: int = 0       # side of the square that a pixel is compared with before the encoder, px of the crop; 0 = the photograph as it is, as in the paper
     norm: str = 'batch'           # `batch` (shared statistics), `agent` (statistics per agent) or `group`
 
 # %% ../nbs/11_recipes.ipynb #07cc6e23
@@ -99,7 +100,7 @@ CHOICES = dict(net=('small', 'base', 'wide'), stem_stride=(1, 2), attention=('co
     norm=('batch', 'agent', 'group'), ratio_on=('agent', 'shared'), update=('alternating', 'simultaneous'), order=('clf_first', 'seg_first'),
     agents=('both', 'classifier', 'segmenter'), noise_kind=('uniform', 'prior', 'wrong', 'neighbour'),
     precision=('auto', 'float32', 'bfloat16'))
-RANGES = dict(size=(16, 4096), crop=(16, 4096), pad=(0, 512), rotate=(0, 180), colour=(0, 1), augment=(0, 1), focus=(0, 1), labels=(0, 10**7), masks=(0, 10**7),
+RANGES = dict(size=(16, 4096), crop=(16, 4096), pad=(0, 512), rotate=(0, 180), colour=(0, 1), augment=(0, 1), focus=(0, 1), local_contrast=(0, 1024), labels=(0, 10**7), masks=(0, 10**7),
     label_noise=(0, 1), steps=(1, 10**8), clf_batch=(1, 4096), seg_batch=(1, 4096), clf_accumulate=(1, 4096), seg_every=(1, 10**6), lr=(0, 10), lr_ratio=(1e-3, 1e3),
     power=(0, 20), warmup=(0, 10**7), lr_min=(0, 1), momentum=(0, 0.999), weight_decay=(0, 1), clip=(0, 1e6), average=(0, 0.99999), weight_power=(0, 1),
     clf_weight_power=(0, 1), label_smoothing=(0, 0.9), focal_gamma=(0, 10), patience=(0, 10**8), meter_every=(0, 10**6), seed=(0, 2**31 - 1))
@@ -153,6 +154,7 @@ def check_recipe(
         raise ValueError(f"crop={r.crop} is larger than size + 2 x pad = {r.size + 2*r.pad}; lower crop or raise size")
     if r.clf_accumulate > r.clf_batch:
         raise ValueError(f"clf_accumulate={r.clf_accumulate} pieces of a batch of clf_batch={r.clf_batch}; allowed: 1 to {r.clf_batch}")
+    if 0 < r.local_contrast < 4: raise ValueError(f"local_contrast={r.local_contrast}; allowed: 4 to 1024 px, or 0 for the photograph as it is")
     if r.warmup >= r.steps: raise ValueError(f"warmup={r.warmup} of steps={r.steps}; allowed: 0 to {r.steps - 1}")
 
 # %% ../nbs/11_recipes.ipynb #5855b0a9

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 # %% ../nbs/18_rivals.ipynb #ddca21c8
-from .agents import SIZES, Encoder, JointSeg
+from .agents import SIZES, Encoder, JointSeg, contrast_of
 from .blocks import ConvBN, ResidualInception, kaiming_, make_norm
 from .cooperate import AGENTS, Cooperation, set_up
 
@@ -332,6 +332,7 @@ class Rival(JointSeg):
         width=1.,         # factor of all channels
         norm=None,        # 'none', 'batch' or what `blocks.make_norm` knows; None: as published, batch for UNet
         in_channels=3,    # channels of the image
+        local_contrast=0, # side of the square that a pixel is compared with, px, see `agents.LocalContrast`; 0: the image as it is
         seed=None,        # of the weights; None: PyTorch's global generator
         **options,        # of that kind: `hidden`, `grid`, `dropout` of fcn8, vgg16 and vgg19; `aux`, `dropout` of inception3; `widths` of unet; `size`, `blocks` of unet_inception
     ):
@@ -340,7 +341,8 @@ class Rival(JointSeg):
         norm = norm or ('none' if kind in ('fcn8', 'vgg16', 'vgg19') else 'batch')
         try: self.encoder, self.classifier, self.decoder = RIVALS[kind](n_labels, n_classes, width, in_channels, norm, **options)
         except TypeError as e: raise ValueError(f'kind={kind!r} does not take these options: {options} ({e})') from e
-        self.config, self.meta = dict(kind=kind, n_labels=n_labels, n_classes=n_classes, width=width, norm=norm, in_channels=in_channels, **options), {}
+        self.config, self.meta = dict(kind=kind, n_labels=n_labels, n_classes=n_classes, width=width, norm=norm, in_channels=in_channels, local_contrast=local_contrast, **options), {}
+        self.contrast = contrast_of(local_contrast)
         self.stride, self.possible = self.encoder.strides[-1], torch.ones(1, 1, dtype=torch.bool, device='cpu')
         self._switches = self.possible.clone()
         if next(self.parameters()).device.type != 'meta': self.initialise(None if seed is None else torch.Generator().manual_seed(seed))
@@ -352,7 +354,7 @@ class Rival(JointSeg):
             for up in self.decoder.ups: bilinear_(up)
             for score in self.decoder.scores: nn.init.zeros_(score.weight)
 
-    def _checked(self, x, further=1): return super()._checked(x)
+    def _seen(self, x, further=1): return super()._seen(x)
 
 # %% ../nbs/18_rivals.ipynb #3b4dbf00
 def match_width(
@@ -380,7 +382,7 @@ class RivalTrainer(Cooperation):
         aux = getattr(self.model.classifier, 'aux', None)
         if agent == 'seg' or aux is None or not self.model.training: return super().loss_of(agent, x, y)
         with self.engine.autocast():
-            maps = self.model.encoder(self.model._checked(x))
+            maps = self.model.encoder(self.model._seen(x))
             both = self.model.classifier(maps[-1]), aux(maps[-2])
         cost = [self.losses['clf'](logits, y, gamma=self.values['focal_gamma'], smoothing=self.values['label_smoothing']) for logits in both]
         return cost[0] + .4*cost[1]

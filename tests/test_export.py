@@ -68,11 +68,15 @@ def test_standardisation_inside_is_ours(model):
     x = torch.cat([photographs(3, 32, 32), torch.zeros(1, 3, 32, 32), torch.full((1, 3, 32, 32), 7.), torch.full((1, 3, 32, 32), 7.).index_put((torch.tensor(0), torch.tensor(1), torch.tensor(2), torch.tensor(3)), torch.tensor(8.))])
     assert off(Portable(model)(x)[::-1], model(standardise(x))) < 1e-4
 
+def test_local_contrast_is_inside():
+    model, x = net(local_contrast=16), photographs(3, 48, 64)
+    assert off(Portable(model)(x)[::-1], model(standardise(x))) < 1e-3
+
 @pytest.fixture(scope='module')
 def shipped(model, tmp_path_factory): return save_program(model, tmp_path_factory.mktemp('program')/'deep'/'m.pt2')
 
 variants = {'agent, learned': dict(norm='agent', attention='learned'), 'group, sum, half': dict(norm='group', attention='sum', stem_stride=2),
-            'batch, unet, factorised': dict(attention='unet', factorised_encoder=True)}
+            'batch, unet, factorised': dict(attention='unet', factorised_encoder=True), 'local contrast': dict(local_contrast=16)}
 
 def same_program(path, model):
     portable, s = Portable(model), model.stride

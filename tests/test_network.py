@@ -197,3 +197,35 @@ def test_the_shipped_model_is_small_and_finds_lesions():
 def test_a_package_without_its_model_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setattr(agents, '__file__', str(tmp_path/'agents.py'))
     with pytest.raises(FileNotFoundError, match='jointseg-train'): JointSeg.pretrained()
+
+
+def test_local_contrast_is_what_both_agents_see(tmp_path):
+    "As if the images had been changed before; also in a rival, in an ablation, and after a round trip."
+    from jointseg_nb.agents import LocalContrast
+    from jointseg_nb.rivals import Ablation, Rival
+    x, plain = images(2, 32, 48), net()
+    with_it = JointSeg(**plain.config | dict(local_contrast=16), seed=0).eval()
+    assert with_it.state_dict().keys() == plain.state_dict().keys()
+    with_it.load_state_dict(plain.state_dict())
+    for a, b in zip(with_it(x), plain(LocalContrast(16)(x))): assert torch.equal(a, b)
+    for a, b in zip(JointSeg.load(with_it.save(tmp_path/'m.safetensors'))(x), with_it(x)): assert torch.equal(a, b)
+    for make in (lambda side: Rival('unet', width=.1, seed=0, local_contrast=side), lambda side: Ablation(size='small', seed=0, local_contrast=side)):
+        assert torch.equal(make(16).eval().segment(x), make(0).eval().segment(LocalContrast(16)(x)))
+    with pytest.raises(ValueError, match='local_contrast=3'): JointSeg(local_contrast=3)
+
+def test_local_contrast_against_a_slow_one():
+    "Whole squares of a picture whose blocks of 4 x 4 are flat, far from its edges; and nothing of it is rounded to bfloat16."
+    from jointseg_nb.agents import LocalContrast
+    x = images(1, 16, 16).repeat_interleave(4, 2).repeat_interleave(4, 3)
+    x[:, 0] += 9; x[..., -1, -1] = -9   # all is inside but a corner
+    seen, k = LocalContrast(20)(x), 20//4//2
+    assert torch.equal(seen[..., -1, -1], torch.zeros(1, 3))
+    with torch.autocast('cpu', torch.bfloat16): assert torch.equal(LocalContrast(20)(x), seen)
+    small = x[..., ::4, ::4].double()
+    mean = lambda y, i, j: y[..., i - k:i + k + 1, j - k:j + k + 1].mean((-2, -1))
+    there = torch.stack([torch.stack([small[0, :, i, j] - mean(small[0], i, j) for j in range(16 - k)[k:]], 1) for i in range(16 - k)[k:]], 1)
+    wide = torch.nn.functional.interpolate(torch.stack([torch.stack([mean(small[0], i, j) for j in range(16 - k)[k:]], 1) for i in range(16 - k)[k:]], 1)[None], scale_factor=4, mode='bilinear')[0]
+    part = (x[0].double()[:, 4*k:-4*k, 4*k:-4*k] - wide)[:, 12:-12, 12:-12]
+    ours = seen[0, :, 4*k + 12:-4*k - 12, 4*k + 12:-4*k - 12].double()
+    ratio = part/ours   # the deviation, the same of all channels
+    assert (ratio.amax(0) - ratio.amin(0)).abs().max() < 1e-2*ratio.mean() and ratio.min() > 0
