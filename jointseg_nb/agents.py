@@ -45,13 +45,12 @@ class LocalContrast(nn.Module):
         return F.interpolate(small, size=x.shape[2:], mode='bilinear', align_corners=False)
 
     def forward(self, x):
-        with torch.autocast(x.device.type, enabled=False):   # the difference of two numbers that are nearly alike
-            fine = x if x.dtype == torch.float64 else x.float()
-            inside = (fine.amax(1, keepdim=True) > fine.amin((1,2,3), keepdim=True) + .4).to(fine)
-            share = self.around(inside).clamp(min=.01)
-            there = (fine - self.around(fine*inside)/share)*inside
-            deviation = (self.around(there.square().mean(1, keepdim=True))/share).sqrt()
-            return (there/(deviation + .02)).to(x.dtype)
+        fine = x if x.dtype == torch.float64 else x.float()   # the difference of two numbers that are nearly alike
+        inside = (fine.amax(1, keepdim=True) > fine.amin((1,2,3), keepdim=True) + .4).to(fine)
+        share = self.around(inside).clamp(min=.01)
+        there = (fine - self.around(fine*inside)/share)*inside
+        deviation = (self.around(there.square().mean(1, keepdim=True))/share).sqrt()
+        return (there/(deviation + .02)).to(x.dtype)
 
 def contrast_of(
     side:int, # of the square, px; 0: none

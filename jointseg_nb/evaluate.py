@@ -31,6 +31,7 @@ def confusions(
     n,     # number of classes
 ):  # (b,n,n) long: [photograph, true, predicted]
     "The confusion matrix of each photograph."
+    if pred.shape != true.shape: raise ValueError(f"pred has shape {tuple(pred.shape)} and true has {tuple(true.shape)}; give two of the same shape")
     pred, true = pred.flatten(1).long(), true.flatten(1).long()
     keep = (true >= 0) & (true < n)
     p = pred[keep]
@@ -132,6 +133,7 @@ def in_top(
     k=2,            # how many guesses
 ):  # (b,) bool
     "Is the label among the `k` likeliest (Table III)?"
+    if k < 1: raise ValueError(f"k={k!r} guesses; allowed: 1 and up")
     return (probabilities.argsort(dim=1, descending=True, stable=True)[:, :k] == labels[:, None]).any(1)
 
 # %% ../nbs/15_evaluate.ipynb #a9fe77c2
@@ -223,6 +225,7 @@ def bootstrap(
     patient=None, # of each photograph, (photographs,) long, 0 to n - 1; None: each is one of its own
 ):  # (rounds, ...) values
     "A statistic on patients drawn again with replacement, each with all photographs."
+    if rounds < 1 or at_once < 1: raise ValueError(f"rounds={rounds!r}, at_once={at_once!r}; allowed: 1 and up")
     g, values = torch.Generator().manual_seed(seed), []
     for k in range(0, rounds, at_once):
         picks = torch.randint(0, n, (min(at_once, rounds - k), n), generator=g)
@@ -235,6 +238,7 @@ def interval(
     level=.95,  # of confidence, 0 to 1
 ):  # (2, ...): its ends; NaN where nothing is a number
     "The middle part of the values, `level` of them."
+    if not 0 < level < 1: raise ValueError(f"level={level!r}; allowed: above 0 and below 1, such as .95")
     return values.double().nanquantile(torch.tensor([(1 - level)/2, (1 + level)/2], dtype=torch.float64), 0)
 
 # %% ../nbs/15_evaluate.ipynb #5fbb8dd4
@@ -244,6 +248,7 @@ def t_quantile(
     df,  # degrees of freedom, 1 and up
 ):  # float
     "Quantile of Student's t: with t = sqrt(df) tan(a), its density is cos(a)^(df - 1)."
+    if not (0 < p < 1 and df >= 1): raise ValueError(f"p={p!r}, df={df!r}; allowed: a probability above 0 and below 1, and 1 degree of freedom or more")
     a = np.linspace(-np.pi/2, np.pi/2, 200_001)
     below = np.cumsum(np.cos((a[1:] + a[:-1])/2)**(df - 1))
     return float(np.sqrt(df)*np.tan(np.interp(p, np.concatenate([[0], below])/below[-1], a)))

@@ -36,7 +36,7 @@ from .engine import device_name, facts, pick_device
 from .evaluate import evaluate, predict
 from .fit import curve_scores, load_source, pick_eyes, quick_look, show_eyes, source_digest
 from .recipes import Recipe, check_field, recipe
-from .rivals import Ablation, Rival, budget, match_width, two_steps, with_model
+from .rivals import RIVALS, Ablation, Rival, budget, match_width, two_steps, with_model
 from .smears import smears
 
 # %% ../nbs/20_experiments.ipynb #400102e5
@@ -55,6 +55,7 @@ class Condition:
 
     def __post_init__(self):
         for k, v in {**self.changes, **(self.pretrain or {})}.items(): check_field(k, v)
+        if (kind := (self.net or {}).get('kind')) is not None and kind not in RIVALS: raise ValueError(f"net={self.net!r}: kind={kind!r}; allowed: {', '.join(map(repr, RIVALS))}")
         if self.equal not in ('images', 'flops'): raise ValueError(f"equal={self.equal!r}; allowed: 'images', 'flops'")
         for k in ('effort', 'lr_factor'):
             if not getattr(self, k) > 0: raise ValueError(f'{k}={getattr(self, k)!r}; allowed: above 0')

@@ -62,9 +62,8 @@ def folds(
     return [(torch.tensor(sorted(set(among) - set(h))), torch.tensor(h)) for h in hands]
 
 # %% ../nbs/23_real.ipynb #f71e0730
-REAL = recipe('modern', name='real', seg_loss='ce+dice', steps=1200)
-TRIED = dict(base={}, slower=dict(lr=.03), faster=dict(lr=.3), plain=dict(seg_loss='ce', weight_power=0., focus=0.), anywhere=dict(focus=0.), unweighted=dict(weight_power=0.), focal=dict(seg_loss='focal+dice'),
-             stride_1=dict(stem_stride=1), close_up=dict(stem_stride=1, crop=128), base_net=dict(net='base'))
+REAL = recipe('modern', name='real', steps=1200)
+TRIED = dict(base={}, slower=dict(lr=.03), faster=dict(lr=.3), plain=dict(seg_loss='ce', weight_power=0., focus=0., local_contrast=0), as_it_is=dict(local_contrast=0), weighted=dict(weight_power=.4))
 
 # %% ../nbs/23_real.ipynb #faaf62b3
 RATES = ('base', 'slower', 'faster')

@@ -457,7 +457,8 @@ def two_steps(
 ):  # a `Setup` ready for the second, and the `Budget` of both
     "Train a classifier, hand its encoder to a segmenter (Table I)."
     if pretrain.agents != 'classifier': raise ValueError(f"pretrain trains {pretrain.agents!r}; give agents='classifier'")
-    if any(getattr(pretrain, k) != getattr(recipe, k) for k in ('seed', 'valid', 'valid_masks', 'size')): raise ValueError('pretrain and recipe must agree on seed, valid, valid_masks and size, or what was held out is learned from')
+    if odd := [k for k in ('seed', 'valid', 'valid_masks', 'size') if getattr(pretrain, k) != getattr(recipe, k)]:
+        raise ValueError(f"pretrain and recipe must agree on seed, valid, valid_masks and size, or what was held out is learned from; they differ in {', '.join(f'{k}: {getattr(pretrain, k)} and {getattr(recipe, k)}' for k in odd)}")
     first = with_model(set_up(pretrain, source, device), make())
     for report in first.trainer.steps():
         if look: look(report)

@@ -33,6 +33,7 @@ def test_wrong_words_are_named():
     with pytest.raises(ValueError, match='table9.*table1'): conditions(['table9'])
     with pytest.raises(ValueError, match='lr'): Condition('x', dict(lr=-1.))
     with pytest.raises(ValueError, match='images'): Condition('x', equal='time')
+    with pytest.raises(ValueError, match="kind='resnet'.*'unet'"): Condition('x', net=dict(kind='resnet'))
 
 @pytest.mark.parametrize('warmup', [0, 1, 3])
 def test_a_shorter_schedule_warms_up_shorter(warmup):

@@ -257,3 +257,10 @@ def test_no_photograph_is_kept_of_many():
     assert len(alive) == 40 and alive[-1] - alive[1] < 38*4*200, 'a photograph of 64 px is 12,288 bytes, its maps many times that'
 
 def e_bytes(e): return sum(t[0].numel()*t.element_size() for t in (e.overlaps, e.probabilities, e.truth))
+
+
+def test_nonsense_is_named_with_what_is_allowed():
+    p = torch.full((2, 3), 1/3)
+    for call, word in ((lambda: confusion(torch.zeros(3), torch.zeros(4), 2), r'pred has shape \(1, 3\) and true has \(1, 4\)'), (lambda: in_top(p, torch.zeros(2), 0), 'k=0'),
+                       (lambda: bootstrap(lambda w: w, 3, rounds=0), 'rounds=0'), (lambda: interval(torch.rand(9), 2), 'level=2'), (lambda: t_quantile(1.5, 3), 'p=1.5'), (lambda: t_quantile(.9, 0), 'df=0')):
+        with pytest.raises(ValueError, match=word): call()

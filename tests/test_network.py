@@ -212,6 +212,7 @@ def test_local_contrast_is_what_both_agents_see(tmp_path):
     for make in (lambda side: Rival('unet', width=.1, seed=0, local_contrast=side), lambda side: Ablation(size='small', seed=0, local_contrast=side)):
         assert torch.equal(make(16).eval().segment(x), make(0).eval().segment(LocalContrast(16)(x)))
     with pytest.raises(ValueError, match='local_contrast=3'): JointSeg(local_contrast=3)
+    assert with_it.to('meta')(x.to('meta'))[1].shape == (2, plain.config['n_classes'], 32, 48)   # where FLOPs are counted
 
 def test_local_contrast_against_a_slow_one():
     "Whole squares of a picture whose blocks of 4 x 4 are flat, far from its edges; and nothing of it is rounded to bfloat16."
