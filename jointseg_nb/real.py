@@ -62,7 +62,7 @@ def folds(
     return [(torch.tensor(sorted(set(among) - set(h))), torch.tensor(h)) for h in hands]
 
 # %% ../nbs/23_real.ipynb #f71e0730
-REAL = recipe('modern', name='real', steps=1200)
+REAL = recipe('modern', name='real', lr=.1, steps=1200)
 TRIED = dict(base={}, slower=dict(lr=.03), faster=dict(lr=.3), plain=dict(seg_loss='ce', weight_power=0., focus=0., local_contrast=0), as_it_is=dict(local_contrast=0), weighted=dict(weight_power=.4))
 
 # %% ../nbs/23_real.ipynb #faaf62b3
