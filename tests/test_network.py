@@ -6,11 +6,12 @@ from hypothesis import given, settings, strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from jointseg_nb import agents
-from jointseg_nb.agents import JointSeg, _digest
+from jointseg_nb.agents import JointSeg, LocalContrast, _digest
 from jointseg_nb.attention import ATTENTIONS
 from jointseg_nb.blocks import count_flops
 from jointseg_nb.data import embedded
 from jointseg_nb.evaluate import evaluate
+from jointseg_nb.rivals import Ablation, Rival
 
 tiny = dict(size='small', widths=(16, 16, 24), c_width=32, n_labels=3, n_classes=4)
 
@@ -201,8 +202,6 @@ def test_a_package_without_its_model_says_what_to_do(tmp_path, monkeypatch):
 
 def test_local_contrast_is_what_both_agents_see(tmp_path):
     "As if the images had been changed before; also in a rival, in an ablation, and after a round trip."
-    from jointseg_nb.agents import LocalContrast
-    from jointseg_nb.rivals import Ablation, Rival
     x, plain = images(2, 32, 48), net()
     with_it = JointSeg(**plain.config | dict(local_contrast=16), seed=0).eval()
     assert with_it.state_dict().keys() == plain.state_dict().keys()
@@ -216,7 +215,6 @@ def test_local_contrast_is_what_both_agents_see(tmp_path):
 
 def test_local_contrast_against_a_slow_one():
     "Whole squares of a picture whose blocks of 4 x 4 are flat, far from its edges; and nothing of it is rounded to bfloat16."
-    from jointseg_nb.agents import LocalContrast
     x = images(1, 16, 16).repeat_interleave(4, 2).repeat_interleave(4, 3)
     x[:, 0] += 9; x[..., -1, -1] = -9   # all is inside but a corner
     seen, k = LocalContrast(20)(x), 20//4//2
@@ -224,7 +222,6 @@ def test_local_contrast_against_a_slow_one():
     with torch.autocast('cpu', torch.bfloat16): assert torch.equal(LocalContrast(20)(x), seen)
     small = x[..., ::4, ::4].double()
     mean = lambda y, i, j: y[..., i - k:i + k + 1, j - k:j + k + 1].mean((-2, -1))
-    there = torch.stack([torch.stack([small[0, :, i, j] - mean(small[0], i, j) for j in range(16 - k)[k:]], 1) for i in range(16 - k)[k:]], 1)
     wide = torch.nn.functional.interpolate(torch.stack([torch.stack([mean(small[0], i, j) for j in range(16 - k)[k:]], 1) for i in range(16 - k)[k:]], 1)[None], scale_factor=4, mode='bilinear')[0]
     part = (x[0].double()[:, 4*k:-4*k, 4*k:-4*k] - wide)[:, 12:-12, 12:-12]
     ours = seen[0, :, 4*k + 12:-4*k - 12, 4*k + 12:-4*k - 12].double()
