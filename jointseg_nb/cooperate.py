@@ -22,7 +22,7 @@ from .data import Augment, Stream, as_indices, embedded, few, near, split
 from .engine import Engine
 from .losses import Loss, class_weights, mass
 from .noise import PartialRandomLabels
-from .recipes import check_field, recipe
+from .recipes import check_field, check_stride, recipe
 
 # %% ../nbs/14_cooperate.ipynb #7e060029
 def rates(
@@ -346,9 +346,9 @@ def make_streams(
     labelled, masked = (train[torch.isin(train, has)] for has in (source.gradable, source.segmentable))
     labelled, masked = _at_most(labelled, 'labels', 'a label', r), _at_most(masked, 'masks', 'a mask', r)
     more = dict(rotate=r.rotate) if r.rotate else {}
-    aug = lambda colour: Augment(crop=r.crop, pad=r.pad, flips=r.flips, colour=colour, strength=r.augment, **more)
-    clf = lambda: Stream(source, labelled, r.clf_batch, aug(r.colour), target='label', seed=2*r.seed, device=device)
-    seg = lambda: Stream(source, masked, r.seg_batch, aug(0.), target='mask', seed=2*r.seed + 1, device=device, focus=r.focus)
+    aug = lambda agent, colour: Augment(crop=r.sides[agent], pad=r.pad, flips=r.flips, colour=colour, strength=r.augment, **more)
+    clf = lambda: Stream(source, labelled, r.clf_batch, aug('clf', r.colour), target='label', seed=2*r.seed, device=device)
+    seg = lambda: Stream(source, masked, r.seg_batch, aug('seg', 0.), target='mask', seed=2*r.seed + 1, device=device, focus=r.focus)
     return _if_possible(clf, 'clf', 'segmenter', r), _if_possible(seg, 'seg', 'classifier', r)
 
 # %% ../nbs/14_cooperate.ipynb #13b98183
@@ -380,7 +380,7 @@ def set_up(
     train, valid = parts(source, r) if dealt is None else map(as_indices, dealt)
     model, source = make_model(r, source), near(source, engine.device)
     clf, seg = make_streams(source, train, r, engine.device)
-    if r.crop % model.stride: raise ValueError(f"crop={r.crop} must be a multiple of {model.stride}, the network's total stride; the nearest is {max(1, round(r.crop/model.stride))*model.stride}")
+    check_stride(r, model.stride)
     noise = PartialRandomLabels(source.labels, source.n_labels, seed=r.seed, kind=r.noise_kind) if clf else None
     weights = class_weights(source.masks, source.n_classes, r.weight_power, seg.indices) if seg else None
     clf_weights = class_weights(source.labels, source.n_labels, r.clf_weight_power, clf.indices) if clf and r.clf_weight_power else None

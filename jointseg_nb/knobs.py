@@ -48,6 +48,7 @@ NEW_SETTINGS = (
     Setting('data', 'photographs', 'text', tip="A folder of photographs, masks and labels, or 'embedded' for procedural eyes"),
     Setting('n_source', 'how many', 'whole', 10, 10**6, 100, tip='How many embedded eyes are drawn'),
     Setting('size', 'size, px', 'whole', 16, 4096, 16, tip='Side of the photographs; crop and padding go with it'),
+    Setting('seg_crop', 'segmenter sees, px', 'whole', 0, 4096, 16, tip='Side of what the segmenter sees in training; 0: like the crop'),
     Setting('labels', 'labels', 'whole', tip='How many graded photographs the classifier may see; 0: all'),
     Setting('masks', 'masks', 'whole', tip='How many masks the segmenter may see; 0: all'),
     Setting('net', 'network', 'choice', tip='How wide it is: small, base or wide (II-B)'),
@@ -224,9 +225,9 @@ def sized(
     recipe,  # a `Recipe`
     size,    # side of the photographs, px
 ):  # dict: fields to change
-    "Size, crop and padding in the recipe's proportion; the crop is a multiple of 16, which every network can halve often enough."
-    crop = max(16, round(size*recipe.crop/recipe.size/16)*16)
-    return dict(size=size, crop=crop, pad=min(512, max(round(size*recipe.pad/recipe.size), math.ceil((crop - size)/2), 0)))
+    "Size, crops and padding in the recipe's proportion; a crop is a multiple of 16, which every network can halve often enough."
+    crop, seg_crop = (side and max(16, round(size*side/recipe.size/16)*16) for side in (recipe.crop, recipe.seg_crop))
+    return dict(size=size, crop=crop, seg_crop=seg_crop, pad=min(512, max(round(size*recipe.pad/recipe.size), math.ceil((crop - size)/2), 0)))
 
 # %% ../nbs/32_knobs.ipynb #37afce0a
 class Part(widgets.VBox):

@@ -270,7 +270,7 @@ def _uploaded(self: Panel, change):
 def _apply(self: Panel, changes):
     "What the form asks for, in the words of the session."
     given = dict(changes)
-    if 'size' in given: given |= sized(self.session.recipe, given['size'])
+    if 'size' in given: given = sized(self.session.recipe, given['size']) | given
     if given.get('device') == 'auto': given['device'] = None
     self._anew(lambda: self.session.apply(**given))
 

@@ -18,7 +18,7 @@ import numpy as np
 from .agents import SIZES
 from .attention import possible_switches
 from .engine import pick_device
-from .recipes import RECIPES, check_field
+from .recipes import RECIPES, check_field, check_stride
 from .snapshots import attention_table, switch_rows
 
 # %% ../nbs/26_presets.ipynb #9def0fcf
@@ -45,7 +45,7 @@ def check_possible(
     "A ValueError if it is plain that no network can be made of these."
     pick_device(given.device)
     stride, side = recipe.stem_stride * 2**(len(SIZES[recipe.net]['widths']) - 1), getattr(given.data, 'images', None)
-    if recipe.crop % stride: raise ValueError(f"crop={recipe.crop} must be a multiple of {stride}, the network's total stride; the nearest is {max(1, round(recipe.crop/stride))*stride}")
+    check_stride(recipe, stride)
     if side is not None and side.shape[-1] != recipe.size: raise ValueError(f"size={recipe.size}, but the photographs of {given.words!r} have {side.shape[-1]} px; read them at that size")
     if given.data is not None and side is None: check_place(Path(given.data))
     for name, low, high in (('n_source', 10, 10**6), ('n_eyes', 1, 64)):

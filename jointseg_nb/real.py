@@ -69,7 +69,7 @@ TRIED = dict(base={}, slower=dict(lr=.03), faster=dict(lr=.3), plain=dict(seg_lo
 RATES = ('base', 'slower', 'faster')
 UNET_LR = 1e-3   # Adam, where its search begins
 RIVAL, LONGER = 'Unet(resnet34)', 'JointSeg, longer'
-HEEDED = 'size crop pad flips rotate augment focus local_contrast masks seg_batch lr power seg_loss weight_power focal_gamma seed precision'.split()   # what the U-Net has of a recipe
+HEEDED = 'size crop seg_crop pad flips rotate augment focus local_contrast masks seg_batch lr power seg_loss weight_power focal_gamma seed precision'.split()   # what the U-Net has of a recipe
 
 def for_unet(
     tries,      # dict: word -> fields to change, of ours

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['CHOICES', 'RANGES', 'LOSS_TERMS', 'PAPER_SIZES', 'RECIPES', 'GROUPS', 'PhotographFields', 'NetworkFields',
            'TurnFields', 'RateFields', 'LossFields', 'Recipe', 'loss_terms', 'check_field', 'check_recipe',
-           'recipe_to_json', 'recipe_from_json', 'read_recipe', 'recipe', 'compare_recipes', 'field_comments',
-           'drawn_eyes']
+           'check_stride', 'recipe_to_json', 'recipe_from_json', 'read_recipe', 'recipe', 'compare_recipes',
+           'field_comments', 'drawn_eyes']
 
 # %% ../nbs/11_recipes.ipynb #cde1bcf0
 import json, re
@@ -22,6 +22,7 @@ class PhotographFields:
     "Photographs, how they are augmented, and who is held out (II-C, III)."
     size: int = 256               # side of the stored photographs, px
     crop: int = 224               # side of what the network sees, px
+    seg_crop: int = 0             # side of what the segmenter sees in training, px; 0 = like `crop`, as in the paper
     pad: int = 16                 # random padding before the crop, px a side
     flips: bool = True            # left/right and up/down flips, both streams
     rotate: float = 0.0           # random rotation of both streams, up to this many degrees either way; the paper has none
@@ -95,12 +96,15 @@ class Recipe(LossFields, RateFields, TurnFields, NetworkFields, PhotographFields
     precision: str = 'auto'       # `auto`, `float32` or `bfloat16`
     def __post_init__(self): check_recipe(self)
 
+    @property
+    def sides(self): return dict(clf=self.crop, seg=self.seg_crop or self.crop)   # of each agent's training crops, px
+
 # %% ../nbs/11_recipes.ipynb #6c7aac0e
 CHOICES = dict(net=('small', 'base', 'wide'), stem_stride=(1, 2), attention=('concat', 'sum', 'learned', 'unet', 'none'),
     norm=('batch', 'agent', 'group'), ratio_on=('agent', 'shared'), update=('alternating', 'simultaneous'), order=('clf_first', 'seg_first'),
     agents=('both', 'classifier', 'segmenter'), noise_kind=('uniform', 'prior', 'wrong', 'neighbour'),
     precision=('auto', 'float32', 'bfloat16'))
-RANGES = dict(size=(16, 4096), crop=(16, 4096), pad=(0, 512), rotate=(0, 180), colour=(0, 1), augment=(0, 1), focus=(0, 1), local_contrast=(0, 1024), labels=(0, 10**7), masks=(0, 10**7),
+RANGES = dict(size=(16, 4096), crop=(16, 4096), seg_crop=(0, 4096), pad=(0, 512), rotate=(0, 180), colour=(0, 1), augment=(0, 1), focus=(0, 1), local_contrast=(0, 1024), labels=(0, 10**7), masks=(0, 10**7),
     label_noise=(0, 1), steps=(1, 10**8), clf_batch=(1, 4096), seg_batch=(1, 4096), clf_accumulate=(1, 4096), seg_every=(1, 10**6), lr=(0, 10), lr_ratio=(1e-3, 1e3),
     power=(0, 20), warmup=(0, 10**7), lr_min=(0, 1), momentum=(0, 0.999), weight_decay=(0, 1), clip=(0, 1e6), average=(0, 0.99999), weight_power=(0, 1),
     clf_weight_power=(0, 1), label_smoothing=(0, 0.9), focal_gamma=(0, 10), patience=(0, 10**8), meter_every=(0, 10**6), seed=(0, 2**31 - 1))
@@ -150,12 +154,21 @@ def check_recipe(
     "Every field in range, and the fields in step with each other."
     r = recipe
     for f in fields(r): object.__setattr__(r, f.name, check_field(f.name, getattr(r, f.name)))
-    if r.crop > r.size + 2*r.pad:
-        raise ValueError(f"crop={r.crop} is larger than size + 2 x pad = {r.size + 2*r.pad}; lower crop or raise size")
+    for name in ('crop', 'seg_crop'):
+        if (side := getattr(r, name)) > r.size + 2*r.pad: raise ValueError(f"{name}={side} is larger than size + 2 x pad = {r.size + 2*r.pad}; lower {name} or raise size")
+    if 0 < r.seg_crop < 16: raise ValueError(f"seg_crop={r.seg_crop}; allowed: 16 to 4096 px, or 0 for a side like crop={r.crop}")
     if r.clf_accumulate > r.clf_batch:
         raise ValueError(f"clf_accumulate={r.clf_accumulate} pieces of a batch of clf_batch={r.clf_batch}; allowed: 1 to {r.clf_batch}")
     if 0 < r.local_contrast < 4: raise ValueError(f"local_contrast={r.local_contrast}; allowed: 4 to 1024 px, or 0 for the photograph as it is")
     if r.warmup >= r.steps: raise ValueError(f"warmup={r.warmup} of steps={r.steps}; allowed: 0 to {r.steps - 1}")
+
+def check_stride(
+    recipe,  # a `Recipe`
+    stride,  # total stride of a network
+):
+    "Both agents' crops halve as often as the network needs."
+    for name in ('crop', 'seg_crop'):
+        if (side := getattr(recipe, name)) % stride: raise ValueError(f"{name}={side} must be a multiple of {stride}, the network's total stride; the nearest is {max(1, round(side/stride))*stride}")
 
 # %% ../nbs/11_recipes.ipynb #5855b0a9
 def recipe_to_json(

@@ -23,6 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from .agents import SIZES, Encoder, JointSeg, contrast_of
 from .blocks import ConvBN, ResidualInception, kaiming_, make_norm
 from .cooperate import AGENTS, Cooperation, set_up
+from .recipes import check_stride
 
 # %% ../nbs/18_rivals.ipynb #6165f1b0
 def scaled(
@@ -393,7 +394,7 @@ def with_model(
 ):  # a `Setup`
     "The same photographs, streams, losses and schedule for another network."
     t = setup.trainer
-    if t.recipe.crop % model.stride: raise ValueError(f'crop={t.recipe.crop} must be a multiple of {model.stride}, the stride of this network')
+    check_stride(t.recipe, model.stride)
     if isinstance(model.decoder, Nothing) and t.recipe.agents != 'classifier': raise ValueError("this network has no segmenter: give a recipe of agents='classifier'")
     model.meta = dict(t.model.meta)
     return replace(setup, trainer=RivalTrainer(model, t.streams.get('clf'), t.streams.get('seg'), t.recipe, t.noise, t.losses['seg'].weight, t.engine, t.losses['clf'].weight))
@@ -444,7 +445,7 @@ def budget(
     n, r = recipe.steps if steps is None else steps, recipe
     times = dict(clf=n, seg=-(-n//r.seg_every) if r.agents == 'both' else n)
     images = {a: times[a]*getattr(r, f'{a}_batch') if a in AGENTS[r.agents] else 0 for a in times}
-    return Budget(images['clf'], images['seg'], sum(images[a]*step_flops(model, a, 2, r.crop)//2 for a in images if images[a]))
+    return Budget(images['clf'], images['seg'], sum(images[a]*step_flops(model, a, 2, r.sides[a])//2 for a in images if images[a]))
 
 # %% ../nbs/18_rivals.ipynb #33e6de9f
 def two_steps(
