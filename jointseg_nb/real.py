@@ -19,6 +19,7 @@ import torch
 from fastcore.basics import patch
 from matplotlib.figure import Figure
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 # %% ../nbs/23_real.ipynb #b0f639e9
 from .agents import contrast_of
@@ -62,21 +63,22 @@ def folds(
     return [(torch.tensor(sorted(set(among) - set(h))), torch.tensor(h)) for h in hands]
 
 # %% ../nbs/23_real.ipynb #f71e0730
-REAL = recipe('modern', name='real', lr=.1, steps=1200)
-TRIED = dict(base={}, slower=dict(lr=.03), faster=dict(lr=.3), plain=dict(seg_loss='ce', weight_power=0., focus=0., local_contrast=0), as_it_is=dict(local_contrast=0), weighted=dict(weight_power=.4))
+REAL = recipe('modern', name='real', steps=640)
+TRIED = dict(base={}, slower=dict(lr=.1), faster=dict(lr=1.), plain=dict(seg_loss='ce', weight_power=0., focus=0., seg_crop=0, local_contrast=0, seg_batch=4), large=dict(seg_crop=0, seg_batch=4),
+             as_it_is=dict(local_contrast=0), shared=dict(norm='batch'))
 
 # %% ../nbs/23_real.ipynb #faaf62b3
 RATES = ('base', 'slower', 'faster')
 UNET_LR = 1e-3   # Adam, where its search begins
 RIVAL, LONGER = 'Unet(resnet34)', 'JointSeg, longer'
-HEEDED = 'size crop seg_crop pad flips rotate augment focus local_contrast masks seg_batch lr power seg_loss weight_power focal_gamma seed precision'.split()   # what the U-Net has of a recipe
+HEEDED = 'size crop seg_crop pad flips rotate augment focus local_contrast masks seg_batch lr power average seg_loss weight_power focal_gamma seed precision'.split()   # what the U-Net has of a recipe
 
 def for_unet(
     tries,      # dict: word -> fields to change, of ours
     base=REAL,  # the `Recipe` that they change
 ):  # the same of the U-Net
-    "What of our tries is not our network's: streams, losses, and the rate as a factor."
-    other = {word: {k: round(v/base.lr*UNET_LR, 6) if k == 'lr' else v for k, v in changes.items() if k not in ('net', 'stem_stride')} for word, changes in tries.items()}
+    "What of our tries is the segmenter's, and not of our network: crops, losses, and the rate as a factor."
+    other = {word: {k: round(v/base.lr*UNET_LR, 6) if k == 'lr' else v for k, v in changes.items() if k not in ('net', 'stem_stride', 'norm', 'lr_ratio')} for word, changes in tries.items()}
     return {word: changes for word, changes in other.items() if changes or not tries[word]}
 
 # %% ../nbs/23_real.ipynb #54bcfda3
@@ -136,6 +138,7 @@ def train_other(
     stream = make_streams(source, train, replace(recipe, agents='segmenter'), 'cpu')[1]
     loss = Loss('seg_loss', recipe.seg_loss, class_weights(source.masks, source.n_classes, recipe.weight_power, stream.indices))
     optimiser, now, steps = torch.optim.Adam(net.parameters(), lr=recipe.lr), clock(engine), 0
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.average), use_buffers=True) if recipe.average else None
     start = now()
     while (gone := now() - start) < seconds:
         optimiser.param_groups[0]['lr'] = recipe.lr*polynomial(gone, seconds, recipe.power)
@@ -144,8 +147,9 @@ def train_other(
         with engine.autocast(): logits = net(engine.place(b.x))
         loss(logits, b.y.to(engine.device), gamma=recipe.focal_gamma, smoothing=0.).backward()
         optimiser.step()
+        if average: average.update_parameters(model)
         steps += 1
-    return model, engine, now() - start, steps
+    return average.module if average else model, engine, now() - start, steps
 
 # %% ../nbs/23_real.ipynb #866a12c8
 def counts_of(

@@ -14,6 +14,7 @@ from jointseg_nb.engine import Engine
 from jointseg_nb.evaluate import model_facts
 from jointseg_nb.noise import PartialRandomLabels
 from jointseg_nb.recipes import CHOICES, RANGES, RECIPES, Recipe, recipe, recipe_from_json, recipe_to_json
+from jointseg_nb.rivals import budget
 
 TINY = recipe('pocket', size=32, crop=16, pad=2, steps=40, clf_batch=4, seg_batch=2, precision='float32')
 EYES = embedded(30, seed=3, size=32)
@@ -330,8 +331,20 @@ def test_a_recipe_of_before_reads_as_what_it_did():
     "Fields that are newer than a file mean what was done without them."
     old = json.loads(recipe_to_json(recipe('pocket', seg_loss='ce')))
     for new in ('rotate', 'focus', 'labels', 'valid_masks', 'clf_accumulate', 'order', 'seg_every', 'warmup', 'lr_min', 'clip', 'average', 'seg_loss', 'clf_loss', 'clf_weight_power',
-                'label_smoothing', 'focal_gamma', 'patience', 'meter_every'): del old[new]
+                'label_smoothing', 'focal_gamma', 'patience', 'meter_every', 'seg_crop', 'local_contrast'): del old[new]
     assert recipe_from_json(json.dumps(old)) == recipe('pocket', seg_loss='ce')
+
+
+def test_the_segmenter_has_a_side_of_its_own():
+    "Its crops, their cost, and errors before any work; without it nothing is drawn otherwise."
+    own = recipe('pocket', size=32, crop=32, pad=2, seg_crop=16, clf_batch=6, seg_batch=2, steps=2)
+    t = set_up(own, embedded(30, seed=3, size=32), 'cpu').trainer
+    assert [next(t.streams[a]).x.shape[-1] for a in ('clf', 'seg')] == [32, 16] and next(t.streams['seg']).y.shape[1:] == (16, 16)
+    costs = [budget(t.model, replace(own, seg_crop=c, agents=a)).flops for a in ('segmenter', 'classifier') for c in (0, 16)]
+    assert costs[0] == pytest.approx(4*costs[1], rel=.01) and costs[2] == costs[3]
+    with pytest.raises(ValueError, match='seg_crop=40 is larger than size'): replace(own, seg_crop=40)
+    with pytest.raises(ValueError, match='seg_crop=8; allowed: 16 to 4096 px, or 0'): replace(own, seg_crop=8)
+    with pytest.raises(ValueError, match="seg_crop=20 must be a multiple of 8.*nearest is 16"): set_up(replace(own, seg_crop=20), embedded(30, seed=3, size=32), 'cpu')
 
 
 def test_the_papers_sizes():

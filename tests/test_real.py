@@ -32,7 +32,7 @@ def test_inner_folds_stay_inside(eyes):
 
 def test_all_tries_are_recipes():
     for changes in [*TRIED.values(), *for_unet(TRIED).values()]: assert isinstance(replace(REAL, **changes), Recipe)
-    assert for_unet(dict(base={}, slower=dict(lr=REAL.lr/2), net=dict(net='base'), near=dict(stem_stride=1, crop=64))) == dict(base={}, slower=dict(lr=R.UNET_LR/2), near=dict(crop=64))
+    assert for_unet(dict(base={}, slower=dict(lr=REAL.lr/2), net=dict(net='base'), apart=dict(norm='batch', lr_ratio=1.), near=dict(stem_stride=1, crop=64))) == dict(base={}, slower=dict(lr=R.UNET_LR/2), near=dict(crop=64))
 
 def test_folds_together_are_what_one_evaluation_of_all_would_be(eyes):
     torch.manual_seed(0)
@@ -46,6 +46,17 @@ def test_folds_together_are_what_one_evaluation_of_all_would_be(eyes):
 def test_another_segmenter_takes_its_time(eyes):
     model, _, seconds, steps = train_other(nn.Conv2d(3, eyes.n_classes, 1), replace(small, lr=.01), eyes, *folds(eyes)[0], seconds=.3, device='cpu')
     assert .3 <= seconds < 3 and steps >= 1 and not model.net[-1].bias.isnan().any()
+
+def test_another_segmenter_is_averaged_as_ours_is(eyes):
+    "A running average with a long memory stays near the first step's weights, where the last step's have gone far."
+    ends = {}
+    for average in (0., .99999):
+        torch.manual_seed(0)
+        net = nn.Conv2d(3, eyes.n_classes, 1)
+        model, *_, steps = train_other(net, replace(small, lr=.1, average=average), eyes, *folds(eyes)[0], seconds=.5, device='cpu')
+        ends[average] = (model.net[-1].weight - net.weight).detach().abs().max().item()
+        assert steps > 2
+    assert ends[0.] == 0 < ends[.99999]
 
 def test_without_the_rival_that_is_said_before_anything_is_trained(eyes, tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
@@ -77,7 +88,7 @@ def test_a_costlier_try_takes_fewer_steps(eyes):
     base = replace(small, steps=60)
     tries = TRIED | dict(stride_1=dict(stem_stride=1), base_net=dict(net='base'))
     steps = {w: r.steps for w, r in Contest(eyes, base, tries, rival=False).tries['JointSeg'].items()}
-    assert steps['base'] == steps['slower'] == steps['plain'] == steps['as_it_is'] == 60 and 10 < steps['stride_1'] < 30 and 10 < steps['base_net'] < 40
+    assert steps['base'] == steps['slower'] == steps['as_it_is'] == steps['shared'] == 60 and 10 < steps['stride_1'] < 30 and 10 < steps['base_net'] < 40
 
 def test_for_longer_is_the_same_recipe_in_more_steps(eyes, tmp_path):
     "Its folds join what is there already; a share of the steps or nonsense is refused before anything is trained."

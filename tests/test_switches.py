@@ -13,7 +13,7 @@ SMALL = dict(size=32, crop=32, pad=2, steps=8, clf_batch=6, seg_batch=2, valid=0
 SWITCHES = {k: v for k, v in CHOICES.items()} | dict(
     net=('small',), label_noise=(0., 0.5), seg_loss=('ce', 'focal', 'dice', 'ce+dice', '0.5*ce+dice+2*focal'), clf_loss=('ce', 'focal', 'ce+0.5*focal'),
     clf_accumulate=(1, 3), seg_every=(1, 2), warmup=(0, 3), average=(0., 0.9), clip=(0., 0.5), weight_power=(0., 0.4), clf_weight_power=(0., 0.5),
-    label_smoothing=(0., 0.2), focal_gamma=(0., 2.), rotate=(0., 30.), colour=(0., 0.3), augment=(0., 1.), focus=(0., 0.7), flips=(True, False), masks=(0, 5), labels=(0, 6),
+    label_smoothing=(0., 0.2), focal_gamma=(0., 2.), rotate=(0., 30.), colour=(0., 0.3), augment=(0., 1.), focus=(0., 0.7), seg_crop=(0, 16), local_contrast=(0, 8), flips=(True, False), masks=(0, 5), labels=(0, 6),
     lr_min=(0., 0.1), power=(0., 0.9), momentum=(0., 0.9), weight_decay=(0., 5e-4), meter_every=(0, 1, 2), lr_ratio=(0.1, 1., 30.), valid_masks=(0., 6.))
 EYES = embedded(30, seed=3, size=32)
 
