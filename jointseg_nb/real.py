@@ -63,7 +63,7 @@ def folds(
     return [(torch.tensor(sorted(set(among) - set(h))), torch.tensor(h)) for h in hands]
 
 # %% ../nbs/23_real.ipynb #f71e0730
-REAL = recipe('modern', name='real', steps=640)
+REAL = recipe('modern', name='real', lr=.3, steps=640)
 TRIED = dict(base={}, slower=dict(lr=.1), faster=dict(lr=1.), plain=dict(seg_loss='ce', weight_power=0., focus=0., seg_crop=0, local_contrast=0, seg_batch=4), large=dict(seg_crop=0, seg_batch=4),
              as_it_is=dict(local_contrast=0), shared=dict(norm='batch'))
 
