@@ -336,7 +336,7 @@ def test_a_recipe_of_before_reads_as_what_it_did():
 
 
 def test_the_segmenter_has_a_side_of_its_own():
-    "Its crops, their cost, and errors before any work; without it nothing is drawn otherwise."
+    "Its crops, what they cost, and errors before any work."
     own = recipe('pocket', size=32, crop=32, pad=2, seg_crop=16, clf_batch=6, seg_batch=2, steps=2)
     t = set_up(own, embedded(30, seed=3, size=32), 'cpu').trainer
     assert [next(t.streams[a]).x.shape[-1] for a in ('clf', 'seg')] == [32, 16] and next(t.streams['seg']).y.shape[1:] == (16, 16)
