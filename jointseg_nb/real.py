@@ -78,7 +78,7 @@ def for_unet(
     base=REAL,  # the `Recipe` that they change
 ):  # the same of the U-Net
     "What of our tries is the segmenter's, and not of our network: crops, losses, and the rate as a factor."
-    other = {word: {k: round(v/base.lr*UNET_LR, 6) if k == 'lr' else v for k, v in changes.items() if k not in ('net', 'stem_stride', 'norm', 'lr_ratio')} for word, changes in tries.items()}
+    other = {word: {k: round(v/base.lr*UNET_LR, 6) if k == 'lr' else v for k, v in changes.items() if k in HEEDED} for word, changes in tries.items()}
     return {word: changes for word, changes in other.items() if changes or not tries[word]}
 
 # %% ../nbs/23_real.ipynb #54bcfda3
