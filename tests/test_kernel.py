@@ -114,3 +114,33 @@ def test_named_sessions(kernel):
     kernel('a.set(label_noise=0.8); a.step(); b.step()')
     assert kernel('', 'a.snapshot.values["label_noise"], b.snapshot.values["label_noise"]') == (0.8, 0.0)
     kernel('a.stop().wait(); b.stop().wait()')
+
+FIELD_AND_BUTTON = """
+from comm import create_comm, get_comm_manager
+heard, field = [], create_comm(target_name='field')
+def changed(message):
+    time.sleep(0.01)
+    heard.append(message['content']['data'])
+def opened(button, message):
+    button.send({}) # from the thread that the browser's messages go to; the field was last sent from the cell
+    button.on_msg(lambda message: heard.append(message['content']['data']))
+field.on_msg(changed)
+get_comm_manager().register_target('button', opened)
+"""
+
+def test_what_the_browser_sends_is_heard_in_order(kernel):
+    "A button is pressed after a field was changed, and must not be heard before it. JupyterLab sends both to a subshell."
+    kernel(FIELD_AND_BUTTON)
+    field, session = kernel('', 'field.comm_id'), kernel.client.session
+    kernel.client.control_channel.send(session.msg('create_subshell_request'))
+    reply = kernel.client.control_channel.get_msg(timeout=60)
+    assert reply['header']['msg_type'] == 'create_subshell_reply'
+    def send(kind, **content):
+        message = session.msg(kind, content)
+        message['header']['subshell_id'] = reply['content']['subshell_id']
+        kernel.client.shell_channel.send(message)
+    send('comm_open', comm_id='button', target_name='button', data={})
+    kernel.until("'button' in get_comm_manager().comms")
+    for i in range(20): send('comm_msg', comm_id=('button' if i % 2 else field), data=i)
+    kernel.until('len(heard) == 20')
+    assert kernel('', 'heard') == list(range(20))
