@@ -418,14 +418,15 @@ def use_small_pictures():
     get_ipython().display_formatter.formatters['image/png'].for_type(Figure, small_png)
 
 # %% ../nbs/22_tables.ipynb #b00250cf
-FAST = dict(steps=200, seeds=3)
+FAST = dict(steps=100, seeds=3, masks=(8, 80))
 
 def judged_by(
     claims=CLAIMS,  # `Claim`s
+    masks=MASKS,    # numbers of them at which scarcity is judged
 ):  # list of `Condition`
     "The conditions that claims are judged by."
     names = {n for c in claims for k in c.comparisons for n in (k.better, k.worse)}
-    few = {f'{n}, {m} masks' for c in claims for k in c.comparisons if k.score == 'masks' for n in (k.better, k.worse) for m in MASKS}
+    few = {f'{n}, {m} masks' for c in claims for k in c.comparisons if k.score == 'masks' for n in (k.better, k.worse) for m in masks}
     return [c for c in conditions() if c.name in names | few]
 
 # %% ../nbs/22_tables.ipynb #c28cf4d0
@@ -475,7 +476,7 @@ def reproduce(
 ):  # dict, as in tables.json
     "The paper's tables, as far as they are asked for."
     base = recipe(base) if isinstance(base, str) else base
-    first = judged_by()
+    first = judged_by(masks=FAST['masks'] if fast else MASKS)
     todo = first if fast and not only else sorted(conditions(only), key=lambda c: c not in first)
     if fast: base, seeds, search = shortened(base, min(base.steps, FAST['steps'])), min(seeds, FAST['seeds']), False
     Path(out).mkdir(parents=True, exist_ok=True)

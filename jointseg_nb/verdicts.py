@@ -123,9 +123,11 @@ def masks_saved(
     better, worse,  # names of conditions that were also trained with few masks
     seed,
 ):  # float, doublings, and whether the goal is reached at all (else one doubling past the last is counted); None if a run is missing
-    "How many doublings of the masks one saves."
-    rows = [[by.get((f'{name}, {m} masks' if m else name, seed)) for m in (*MASKS, 0)] for name in (better, worse)]
-    if any(r is None for row in rows for r in row): return None
+    "How many doublings of the masks one saves, by the numbers of masks that both were trained with."
+    names = {n for n, _ in by}
+    asked = [both for m in (*MASKS, 0) if names.issuperset(both := [f'{n}, {m} masks' if m else n for n in (better, worse)])]
+    rows = [[by.get((n, seed)) for n in column] for column in zip(*asked)]
+    if len(asked) < 3 or any(r is None for row in rows for r in row): return None
     ours, theirs = ([(r['masks'], r['metrics']['miou']) for r in row] for row in rows)
     goal = theirs[len(theirs)//2][1]
     needed = masks_needed(ours, goal)

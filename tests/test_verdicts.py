@@ -7,7 +7,7 @@ from jointseg_nb import commands, experiments as X, tables as T
 from jointseg_nb.experiments import SUITES, conditions, run_all
 from jointseg_nb.recipes import Recipe
 from jointseg_nb.tables import as_markdown, difference, judged_by, map_steps, plot_claims, plot_curves, plot_map, plot_map_steps, plot_masks, plot_noise, plot_suite, rates_of, reproduce, row_of, summary, tables_of
-from jointseg_nb.verdicts import CLAIMS, Comparison, compare, judge, masks_needed, sooner, together, verdicts
+from jointseg_nb.verdicts import CLAIMS, Comparison, compare, judge, masks_needed, masks_saved, sooner, together, verdicts
 from test_experiments import arena, base, made_up, without_time
 
 @pytest.mark.parametrize('low, high, no_loss, verdict', [(.01, .05, False, 'reproduced'), (-.01, .05, False, 'undecided'), (-.05, -.01, False, 'not reproduced'), (0, .1, False, 'undecided'),
@@ -36,6 +36,17 @@ def test_masks_needed():
     row = [(8, .1), (16, .2), (64, .4)]
     assert [masks_needed(row, g) for g in (0, .1, .15, .2, .3, .4)] == pytest.approx([3, 3, 3.5, 4, 5, 6]) and masks_needed(row, .5) is None
     assert masks_needed([(8, .3), (16, .2), (64, .4)], .25) == 3, 'the first time it is reached'
+
+def test_masks_saved():
+    "The goal is what the other reaches with 80. A number that nobody tried is left out; where a run of one seed is missing, that seed says nothing."
+    def rows(numbers, seeds=(0,)):
+        of = lambda n, by: dict(masks=n or 640, metrics=dict(miou=math.log2(n or 640)/20 + by))
+        return {((f'{name}, {n} masks' if n else name), s): of(n, by) for s in seeds for name, by in (('a', .05), ('b', 0.)) for n in numbers}
+    saved = lambda by, seed=0: masks_saved(by, 'a', 'b', seed)
+    for numbers in ((8, 24, 80, 240, 0), (8, 80, 0)): assert saved(rows(numbers)) == (pytest.approx(1.), True)
+    lost = rows((8, 80, 0), (0, 1))
+    del lost['a, 8 masks', 1]
+    assert saved(lost)[1] and saved(lost, 1) is None and saved(rows((80, 0))) is None
 
 @pytest.fixture(scope='module')
 def done(tmp_path_factory):
