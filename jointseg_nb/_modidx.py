@@ -1420,6 +1420,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'jointseg_nb.tables.difference': ('tables.html#difference', 'jointseg_nb/tables.py'),
                                     'jointseg_nb.tables.figure6': ('tables.html#figure6', 'jointseg_nb/tables.py'),
                                     'jointseg_nb.tables.finite': ('tables.html#finite', 'jointseg_nb/tables.py'),
+                                    'jointseg_nb.tables.first_answer': ('tables.html#first_answer', 'jointseg_nb/tables.py'),
                                     'jointseg_nb.tables.judged_by': ('tables.html#judged_by', 'jointseg_nb/tables.py'),
                                     'jointseg_nb.tables.map_points': ('tables.html#map_points', 'jointseg_nb/tables.py'),
                                     'jointseg_nb.tables.map_steps': ('tables.html#map_steps', 'jointseg_nb/tables.py'),

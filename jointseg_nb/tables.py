@@ -7,7 +7,7 @@ __all__ = ['OF_MASKS', 'OF_GRADES', 'TAUGHT', 'UNITS', 'COMMONEST', 'COLOURS', '
            'finite', 'tables_of', 'row_of', 'difference', 'percent', 'claims_table', 'claim_text', 'verdict_page',
            'compared', 'suite_table', 'as_markdown', 'plot_claims', 'plot_suite', 'plot_curves', 'plot_masks',
            'plot_noise', 'map_points', 'plot_map', 'map_steps', 'plot_map_steps', 'figure6', 'small_png',
-           'use_small_pictures', 'judged_by', 'write_tables', 'rates_of', 'reproduce']
+           'use_small_pictures', 'judged_by', 'first_answer', 'write_tables', 'rates_of', 'reproduce']
 
 # %% ../nbs/22_tables.ipynb #983c15dc
 import io, json, math, time
@@ -222,7 +222,9 @@ def plot_claims(
         if k['no_loss']: ax.plot(-2, y, '|', ms=9, color='0.3')
         ax.plot(100*k['difference'], y, 'o', ms=4, color=COLOURS[k['verdict']])
     ax.axvline(0, color='0.3', lw=.8)
-    ax.set(title='green: reproduced, red: not, grey: undecided', xlabel='difference (points; even up to 10, then by powers)', yticks=range(len(lines)))
+    ax.set_yticks(range(len(lines)))
+    fig.suptitle('green: reproduced, red: not, grey: undecided', fontsize=10)   # of the figure: beside such long labels the axes are narrow
+    fig.supxlabel('difference (points; even up to 10, then by powers)', fontsize=9)
     ax.set_xscale('symlog', linthresh=10, linscale=1.5)
     ax.set_xticks(ticks := [-100, -30, -10, -5, 0, 5, 10, 30, 100], map(str, ticks))
     half = lambda k: 'half of ' if k['factor'] == .5 else ''
@@ -418,16 +420,20 @@ def use_small_pictures():
     get_ipython().display_formatter.formatters['image/png'].for_type(Figure, small_png)
 
 # %% ../nbs/22_tables.ipynb #b00250cf
-FAST = dict(steps=100, seeds=3, masks=(8, 80))
+FAST = dict(steps=100, seeds=3)
 
 def judged_by(
     claims=CLAIMS,  # `Claim`s
-    masks=MASKS,    # numbers of them at which scarcity is judged
 ):  # list of `Condition`
     "The conditions that claims are judged by."
     names = {n for c in claims for k in c.comparisons for n in (k.better, k.worse)}
-    few = {f'{n}, {m} masks' for c in claims for k in c.comparisons if k.score == 'masks' for n in (k.better, k.worse) for m in masks}
+    few = {f'{n}, {m} masks' for c in claims for k in c.comparisons if k.score == 'masks' for n in (k.better, k.worse) for m in MASKS}
     return [c for c in conditions() if c.name in names | few]
+
+def first_answer(
+):  # list of `Condition`
+    "What a first answer is made from: no larger eyes, which show little in so few steps, and of the numbers of masks 8, 80 and all."
+    return [c for c in judged_by() if 'size' not in c.changes and c.changes.get('masks') not in MASKS[1::2]]
 
 # %% ../nbs/22_tables.ipynb #c28cf4d0
 def write_tables(
@@ -476,8 +482,8 @@ def reproduce(
 ):  # dict, as in tables.json
     "The paper's tables, as far as they are asked for."
     base = recipe(base) if isinstance(base, str) else base
-    first = judged_by(masks=FAST['masks'] if fast else MASKS)
-    todo = first if fast and not only else sorted(conditions(only), key=lambda c: c not in first)
+    first = judged_by()
+    todo = first_answer() if fast and not only else sorted(conditions(only), key=lambda c: c not in first)
     if fast: base, seeds, search = shortened(base, min(base.steps, FAST['steps'])), min(seeds, FAST['seeds']), False
     Path(out).mkdir(parents=True, exist_ok=True)
     try:

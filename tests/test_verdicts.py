@@ -6,7 +6,7 @@ import pytest
 from jointseg_nb import commands, experiments as X, tables as T
 from jointseg_nb.experiments import SUITES, conditions, run_all
 from jointseg_nb.recipes import Recipe
-from jointseg_nb.tables import as_markdown, difference, judged_by, map_steps, plot_claims, plot_curves, plot_map, plot_map_steps, plot_masks, plot_noise, plot_suite, rates_of, reproduce, row_of, summary, tables_of
+from jointseg_nb.tables import as_markdown, difference, first_answer, judged_by, map_steps, plot_claims, plot_curves, plot_map, plot_map_steps, plot_masks, plot_noise, plot_suite, rates_of, reproduce, row_of, summary, tables_of
 from jointseg_nb.verdicts import CLAIMS, Comparison, compare, judge, masks_needed, masks_saved, sooner, together, verdicts
 from test_experiments import arena, base, made_up, without_time
 
@@ -25,6 +25,18 @@ def test_every_claim_speaks_of_conditions_that_are_there():
     for claim in CLAIMS:
         for c in claim.comparisons + claim.also: assert c.better in names and (c.worse in names or isinstance(c.worse, float)), claim.name
     assert {c.name for c in judged_by()} <= names and not any(c.name.startswith('map') for c in judged_by())
+    of = {c.name for c in first_answer()}
+    assert of < {c.name for c in judged_by()} and not any('px' in n for n in of)
+    for claim in CLAIMS: assert any(c.better in of and (c.worse in of or isinstance(c.worse, float)) for c in claim.comparisons), f'a first answer says nothing of {claim.name}'
+
+@pytest.mark.parametrize('only, asked', [(None, first_answer()), (['updates'], conditions(['updates']))])
+def test_a_first_answer_is_short(tmp_path, monkeypatch, only, asked):
+    "As many steps as it says, no search, and its own conditions unless others are asked for."
+    called = []
+    monkeypatch.setattr(T, 'run_all', lambda *a: called.append(a))
+    reproduce(tmp_path, 'pocket', only, seeds=5, arena=arena, fast=True)
+    (_, todo, recipe, _, seeds, search, *_), = called
+    assert (todo, recipe.steps, seeds, search) == (asked, T.FAST['steps'], T.FAST['seeds'], False) and 0 <= recipe.warmup < recipe.steps
 
 def test_sooner():
     slow, quick = [[1, .1], [2, .2], [3, .3], [4, .4]], [[1, .4], [2, .5], [3, .6], [4, .7]]
