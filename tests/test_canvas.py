@@ -306,6 +306,20 @@ def test_another_run_begins_anew(stage):
     assert stage.page.get_attribute('.jointseg-live', 'aria-pressed') == 'true'
 
 
+def test_a_run_that_begins_while_there_is_no_room_is_drawn_once_there_is(stage):
+    "As where a page or a card is only being opened: as yet it is in sight and has no width."
+    room = "width => { document.getElementById('here').style.width = width }"
+    stage.js(room, '0')
+    stage.page.wait_for_timeout(100)
+    stage.widget.update(run(n=3, steps=[0]))
+    stage.until(lambda: not stage.out)
+    stage.page.wait_for_timeout(300)
+    assert not stage.errors
+    stage.js(room, '')
+    stage.until(lambda: stage.page.locator(EYES).count() == 3 and stage.frame() == 'step 0')
+    assert stage.pixels().any()
+
+
 def test_follows_the_theme(stage):
     root = '.jointseg-canvas'
     assert stage.page.get_attribute(root, 'data-theme') == 'light'

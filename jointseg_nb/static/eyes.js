@@ -386,10 +386,11 @@ class EyesView {
   draw() {
     const began = performance.now(), { eyes } = this, shot = this.ready();
     if (shot === undefined) return; // drawn as soon as it is unpacked
+    const panes = this.panes();
+    if (this.tiles.some(t => t.panes.length !== panes.length)) return; // not laid out while there was no room: drawn once there is
     if (eyes.begun) {
       const o = this.options, table = colours(eyes.begun.colours, o.palette), hidden = new Set(o.hidden);
       const how = { ...o, view: this.view, colours: table, hidden, table: labelTable(table, hidden), hatches: o.patterns ? hatchTable(table, hidden) : null, key: `${o.palette} ${[...hidden]} ${o.patterns}` };
-      const panes = this.panes();
       panes.forEach((names, i) => {
         const title = panes.length > 1 ? names[names.length - 1] : '';
         this.tiles.forEach((t, k) => t.draw(i, names, shot, { ...how, title: k % this.columns ? '' : title }));
