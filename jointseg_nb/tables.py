@@ -222,13 +222,12 @@ def plot_claims(
         if k['no_loss']: ax.plot(-2, y, '|', ms=9, color='0.3')
         ax.plot(100*k['difference'], y, 'o', ms=4, color=COLOURS[k['verdict']])
     ax.axvline(0, color='0.3', lw=.8)
-    ax.set_yticks(range(len(lines)))
     fig.suptitle('green: reproduced, red: not, grey: undecided', fontsize=10)   # of the figure: beside such long labels the axes are narrow
     fig.supxlabel('difference (points; even up to 10, then by powers)', fontsize=9)
     ax.set_xscale('symlog', linthresh=10, linscale=1.5)
     ax.set_xticks(ticks := [-100, -30, -10, -5, 0, 5, 10, 30, 100], map(str, ticks))
     half = lambda k: 'half of ' if k['factor'] == .5 else ''
-    ax.set_yticklabels([f"{n}: {half(k)}{k['better']} - {k['worse']}, {(NAMES | OTHER)[k['score']]}" for n, k in lines], fontsize=7)
+    ax.set_yticks(range(len(lines)), [f"{n}: {half(k)}{k['better']} - {k['worse']}, {(NAMES | OTHER)[k['score']]}" for n, k in lines], fontsize=7)
     ax.invert_yaxis()
     return fig
 
