@@ -14,7 +14,7 @@ __all__ = ['ONE', 'SEG', 'CLF', 'JOINT', 'SEGMENTER', 'CLASSIFIER', 'UNET', 'FCN
            'work', 'work_together', 'usual_workers', 'seconds_left', 'Progress', 'run_plan', 'run_all']
 
 # %% ../nbs/20_experiments.ipynb #0170d7dc
-import base64, difflib, hashlib, json, math, os, threading, time, zlib
+import base64, difflib, hashlib, importlib, json, math, os, threading, time, zlib
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import lru_cache
 from multiprocessing import connection, get_context, parent_process
@@ -617,6 +617,7 @@ def run_plan(
 ):  # what the plan's `rows` gives
     "Do what is not done yet."
     if workers < 1: raise ValueError(f'workers={workers}; allowed: 1 and up')
+    importlib.import_module('torchmetrics.functional.classification')
     out, since = Path(out), time.time()
     (out/'claims').mkdir(parents=True, exist_ok=True)
     done = read_runs(out, since)

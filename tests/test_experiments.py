@@ -152,6 +152,11 @@ def test_a_loss_that_is_no_number_fails():
     row = X.run_once(Condition('wild', dict(lr_ratio=1000., ratio_on='agent')), replace(base, steps=30, lr=10.), arena, device='cpu')
     assert 'loss is nan at step' in row['failed'] and 'metrics' not in row and 'again' not in row
 
+def test_what_judges_is_loaded_before_anything_is_trained(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'torchmetrics.functional.classification', None)
+    with pytest.raises(ImportError, match='torchmetrics'): run_all(tmp_path/'out', [condition('joint')], base, arena)
+    assert not (tmp_path/'out').exists()
+
 @pytest.mark.parametrize('c', [c for c in conditions() if c.net or c.pretrain is not None], ids=lambda c: c.name)
 def test_every_other_network_can_be_prepared(c):
     setup, cost = prepare(c, replace(base, steps=1, crop=64), arena.at(64).source, device='cpu')

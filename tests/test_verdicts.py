@@ -3,9 +3,10 @@ import json, math, re, subprocess, sys
 from pathlib import Path
 import numpy as np
 import pytest
+import trees
 from jointseg_nb import commands, experiments as X, tables as T
 from jointseg_nb.experiments import SUITES, conditions, run_all
-from jointseg_nb.recipes import Recipe
+from jointseg_nb.recipes import Recipe, recipe_to_json
 from jointseg_nb.tables import as_markdown, difference, first_answer, judged_by, map_steps, plot_claims, plot_curves, plot_map, plot_map_steps, plot_masks, plot_noise, plot_suite, rates_of, reproduce, row_of, summary, tables_of
 from jointseg_nb.verdicts import CLAIMS, Comparison, compare, judge, masks_needed, masks_saved, sooner, together, verdicts
 from test_experiments import arena, base, made_up, without_time
@@ -210,6 +211,23 @@ def test_one_row_is_made_again_by_its_name(tmp_path, monkeypatch, capsys):
     assert [r['condition'] for r in one] == ['segmenter alone, equal work'] and len(X.read_runs(tmp_path/'b')) == 2
     assert without_time(one) == without_time([r for r in table if r['condition'] == one[0]['condition']])
     assert again['command'] == "jointseg-tables --out DIR --recipe pocket --condition 'segmenter alone, equal work' --seeds 2 --workers 1 --rates RATES"
+
+def test_photographs_of_a_folder_by_the_recipe_of_the_paper(tmp_path, capsys):
+    "With real trainings: judged on what is held out, no word of whose folder it is, and nothing done twice."
+    small = X.recipe('paper', size=64, crop=64, pad=4, steps=2, clf_batch=4, precision='float32')
+    recipe_file, eyes, out = tmp_path/'small.json', trees.write_folder(tmp_path/'eyes', n=20).path, tmp_path/'out'
+    recipe_file.write_text(recipe_to_json(small))
+    few = ['--out', str(out), '--data', str(eyes), '--recipe', str(recipe_file), '--condition', 'joint', '--condition', 'segmenter alone', '--seeds', '2', '--no-search', '--workers', '1']
+    assert called(few) is None
+    t = json.loads((out/'tables.json').read_text())
+    assert t['recipe']['net'] == 'base' and t['photographs']['data'] == 'a data set on the disk' and len(X.read_runs(out)) == 4
+    same = {'cross entropy', 'cross entropy, unweighted'}   # as joint, by the paper's recipe
+    assert {r['condition'] for r in t['rows']} == {'joint', 'segmenter alone'} | same and all(r['seeds'] == [0, 1] and not r['failed'] for r in t['rows'])
+    found = next(c for c in t['claims'] if c['claim'] == 'cooperation-segmentation')
+    assert len(found['comparisons'][0]['each']) == 2 and found['verdict'] in ('reproduced', 'not reproduced', 'undecided')
+    assert not any(str(tmp_path) in f.read_text() for f in (*out.glob('*.json'), *out.glob('*.md')))
+    capsys.readouterr()
+    assert called(few) is None and len(X.read_runs(out)) == 4 and capsys.readouterr().err == ''
 
 def test_every_machine_that_took_part_is_named(done):
     of = lambda seed: dict(device='cpu', device_name=f'processor {seed}')
