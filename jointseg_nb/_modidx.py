@@ -1167,6 +1167,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'jointseg_nb.real.Standing': ('real.html#standing', 'jointseg_nb/real.py'),
                                   'jointseg_nb.real.Training': ('real.html#training', 'jointseg_nb/real.py'),
                                   'jointseg_nb.real.ahead': ('real.html#ahead', 'jointseg_nb/real.py'),
+                                  'jointseg_nb.real.best_first': ('real.html#best_first', 'jointseg_nb/real.py'),
                                   'jointseg_nb.real.clock': ('real.html#clock', 'jointseg_nb/real.py'),
                                   'jointseg_nb.real.counts_of': ('real.html#counts_of', 'jointseg_nb/real.py'),
                                   'jointseg_nb.real.folds': ('real.html#folds', 'jointseg_nb/real.py'),

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['LESIONS_4', 'FOLDS', 'REAL', 'TRIED', 'RATES', 'UNET_LR', 'RIVAL', 'LONGER', 'HEEDED', 'real_eyes', 'folds',
            'for_unet', 'clock', 'train_ours', 'OtherSegmenter', 'unet', 'train_other', 'counts_of', 'joined',
-           'train_and_count', 'Training', 'Standing', 'Contest', 'on_real_eyes', 'scores_of', 'over_folds',
-           'real_table', 'ahead', 'tries_table', 'plot_real']
+           'train_and_count', 'Training', 'Standing', 'Contest', 'best_first', 'on_real_eyes', 'scores_of',
+           'over_folds', 'real_table', 'ahead', 'tries_table', 'plot_real']
 
 # %% ../nbs/23_real.ipynb #b5f14197
 import importlib.util, json, time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 # %% ../nbs/23_real.ipynb #4f3e2d0f
@@ -64,11 +64,11 @@ def folds(
 
 # %% ../nbs/23_real.ipynb #f71e0730
 REAL = recipe('modern', name='real', lr=.3, steps=640)
-TRIED = dict(base={}, slower=dict(lr=.1), faster=dict(lr=1.), plain=dict(seg_loss='ce', weight_power=0., focus=0., seg_crop=0, local_contrast=0, seg_batch=4), large=dict(seg_crop=0, seg_batch=4),
-             as_it_is=dict(local_contrast=0), shared=dict(norm='batch'))
+TRIED = dict(base={}, slower=dict(lr=.1), faster=dict(lr=1.), fastest=dict(lr=3.), wild=dict(lr=9.), plain=dict(seg_loss='ce', weight_power=0., focus=0., seg_crop=0, local_contrast=0, seg_batch=4), large=dict(seg_crop=0, seg_batch=4),
+             middle=dict(seg_crop=128, seg_batch=8, lr=1.), focal=dict(seg_crop=0, seg_batch=8, focus=.7, seg_loss='focal+dice', weight_power=.2, average=0., lr=.9), as_it_is=dict(local_contrast=0), shared=dict(norm='batch'))
 
 # %% ../nbs/23_real.ipynb #faaf62b3
-RATES = ('base', 'slower', 'faster')
+RATES = ('base', 'slower', 'faster', 'fastest', 'wild')
 UNET_LR = 1e-3   # Adam, where its search begins
 RIVAL, LONGER = 'Unet(resnet34)', 'JointSeg, longer'
 HEEDED = 'size crop seg_crop pad flips rotate augment focus local_contrast masks seg_batch lr power average seg_loss weight_power focal_gamma seed precision'.split()   # what the U-Net has of a recipe
@@ -186,7 +186,7 @@ class Training:
     "One training on real eyes."
     contender: str         # whose
     word: str              # of its recipe among the tries
-    fold: int              # 1 and up; 0: a try
+    fold: int              # 1 and up; 0: a try, -1: a final
     recipe: object         # a `Recipe`
     seconds: float | None  # how long; None: as its steps take
     key: str               # a digest of all that it depends on
@@ -195,6 +195,7 @@ class Training:
 class Standing:
     "How far a contender is."
     tries: dict            # word -> `Training`
+    finals: dict = field(default_factory=dict)  # the same of the two best; empty where there is but one, or not all are tried
     best: str = None       # the word of the best; None: not all are done
     recipe: object = None  # the `Recipe` of the best
     folds: tuple = ()      # a `Training` each; None where its time is not known yet
@@ -212,7 +213,7 @@ class Contest:
         if not (longer == 0 or 1 < longer <= 1000): raise ValueError(f'longer={longer!r}; allowed: more than 1 and up to 1000 times the steps, or 0 to leave it out')
         if rival: unet(source.n_classes)   # not there? Then say so now
         self.source, self.base, self.longer, self.digest, self.dealt = source, base, longer, source_digest(source), folds(source)
-        self.inner = folds(source, self.dealt[0][0], n=4)[0]
+        self.inner = folds(source, self.dealt[0][0], n=4)[:2]   # of tries, and of finals
         ours = {w: replace(base, **changes) for w, changes in tries.items()}
         self.tries = {'JointSeg': {w: shortened(r, affordable(JOINT, r, None, base, source)) for w, r in ours.items()}}
         if rival: self.tries[RIVAL] = {w: replace(base, **dict(lr=UNET_LR) | changes) for w, changes in for_unet(tries, base).items()}
@@ -223,22 +224,34 @@ class Contest:
         return Training(contender, word, fold, recipe, seconds, digest_of([RULES, contender, fold, seconds, told(recipe), self.digest]))
 
 # %% ../nbs/23_real.ipynb #5fc193f8
+def best_first(
+    name,       # of the contender
+    trainings,  # dict: word -> `Training`
+    done,       # of `read_runs`
+):  # list of words
+    "Recipes by what they gave; without those that failed."
+    rows = {w: done[t.key] for w, t in trainings.items()}
+    good = [w for w, r in rows.items() if 'failed' not in r]
+    if not good: raise ValueError(f"every try of {name} failed, the first so: {next(iter(rows.values()))['failed']}; give tries with lower rates")
+    return sorted(good, key=lambda w: -(rows[w]['lesion_miou'] or 0.))
+
 @patch
 def standing(self: Contest,
     name,         # of the contender
     tries,        # dict: word -> `Recipe`
     done,         # of `read_runs`
-    a_try=None,   # seconds of a try; None: as its steps take
+    a_try=None,   # seconds of a try, half of those of a final; None: as its steps take
     a_fold=None,  # seconds of each fold, None where not known yet; None: as its steps take
 ):  # a `Standing`
     "How far a contender is."
     tried = {w: self.training(name, w, 0, shortened(r, r.steps//2), a_try) for w, r in tries.items()}
-    rows = {w: done[t.key] for w, t in tried.items() if t.key in done}
-    if len(rows) < len(tried): return Standing(tried)
-    if all('failed' in r for r in rows.values()): raise ValueError(f"every try of {name} failed, the first so: {next(iter(rows.values()))['failed']}; give tries with lower rates")
-    best = max(rows, key=lambda w: -1. if 'failed' in rows[w] else rows[w]['lesion_miou'] or 0.)
+    if not all(t.key in done for t in tried.values()): return Standing(tried)
+    first, *others = best_first(name, tried, done)
+    finals = {w: self.training(name, w, -1, tries[w], a_try and 2*a_try) for w in (first, *others[:1])} if others else {}
+    if not all(t.key in done for t in finals.values()): return Standing(tried, finals)
+    best = best_first(name, finals, done)[0] if finals else first
     each = [self.training(name, best, k + 1, tries[best], a_fold and a_fold[k]) if a_fold is None or a_fold[k] else None for k in range(len(self.dealt))]
-    return Standing(tried, best, tries[best], tuple(each))
+    return Standing(tried, finals, best, tries[best], tuple(each))
 
 # %% ../nbs/23_real.ipynb #73397f67
 @patch
@@ -253,7 +266,7 @@ def standings(self: Contest,
     if RIVAL in self.tries: out[RIVAL] = self.standing(RIVAL, self.tries[RIVAL], done, done[ours.tries[ours.best].key]['seconds'], self.times(ours, done))
     if self.longer:
         r = shortened(ours.recipe, round(self.longer*ours.recipe.steps))
-        out[LONGER] = Standing({}, ours.best, r, tuple(self.training(LONGER, ours.best, k + 1, r) for k in range(len(self.dealt))))
+        out[LONGER] = Standing({}, {}, ours.best, r, tuple(self.training(LONGER, ours.best, k + 1, r) for k in range(len(self.dealt))))
     return out
 
 # %% ../nbs/23_real.ipynb #ae65d8cf
@@ -273,14 +286,16 @@ def times(self: Contest,
 @patch
 def jobs(self: Contest,
     done,  # of `read_runs`
-):  # `Training`s that can be done now, and (contender, a try?) of all that are expected
+):  # `Training`s that can be done now, and (contender, of half of the steps?) of all that are expected
     "What is left."
     standings, now, left = self.standings(done), [], []
     for name, n in self.n_tries.items():
         s = standings.get(name, Standing({}))
-        at = [t for t in s.folds if t] if s.best else s.tries.values()
-        now += [t for t in at if t.key not in done]
-        left += [(name, True)]*(n - sum(t.key in done for t in s.tries.values())) + [(name, False)]*(len(self.dealt) - sum(t is not None and t.key in done for t in s.folds))
+        known = [t for t in (*s.tries.values(), *s.finals.values(), *s.folds) if t]
+        now += [t for t in known if t.key not in done]
+        tried, whole = (sum(t.key in done for t in known if (t.fold == 0) == a_try) for a_try in (True, False))
+        finals = len(s.finals) if s.finals or s.best else min(n, 2)*(n > 1)
+        left += [(name, True)]*(n - tried) + [(name, False)]*(finals + len(self.dealt) - whole)
     return now, left
 
 # %% ../nbs/23_real.ipynb #f80e5672
@@ -291,9 +306,9 @@ def do(self: Contest,
 ):  # dict, JSON-able: a row
     "Do a job."
     how = self.rival if job.contender == RIVAL else train_ours
-    train, held = self.dealt[job.fold - 1] if job.fold else self.inner
+    train, held = self.dealt[job.fold - 1] if job.fold > 0 else self.inner[-job.fold]
     row = or_failed(lambda: train_and_count(how, job.recipe, self.source, train, held, job.seconds, device), clock(Engine(device)))
-    return dict(condition=job.contender, search=not job.fold, word=job.word, fold=job.fold) | row
+    return dict(condition=job.contender, search=job.fold == 0, word=job.word, fold=job.fold) | row
 
 @patch
 def rival(self: Contest, recipe, source, train, held, seconds, device=None):
@@ -309,14 +324,16 @@ def line(self: Contest,
     row,  # of `do`
 ):  # str
     "One training in a few words."
-    return f"{row['condition']}, {row['word']}, {'fold %d' % row['fold'] if row['fold'] else 'tried'}: {'failed, ' + row['failed'][:80] if 'failed' in row else 'lesions %s' % row['lesion_miou']}"
+    where = {0: 'tried', -1: 'final'}.get(row['fold'], f"fold {row['fold']}")
+    return f"{row['condition']}, {row['word']}, {where}: {'failed, ' + row['failed'][:80] if 'failed' in row else 'lesions %s' % row['lesion_miou']}"
 
 @patch
 def rows(self: Contest,
     done,  # of `read_runs`
-):  # dict: name -> (`Standing`, rows of its tries by word, rows of its folds)
+):  # dict: name -> (`Standing`, rows of its tries by word, of its finals by word, of its folds)
     "What there is of each contender."
-    of = lambda s: (s, {w: done[t.key] for w, t in s.tries.items() if t.key in done}, [done[t.key] for t in s.folds if t and t.key in done])
+    there = lambda trainings: {w: done[t.key] for w, t in trainings.items() if t.key in done}
+    of = lambda s: (s, there(s.tries), there(s.finals), [done[t.key] for t in s.folds if t and t.key in done])
     return {name: of(s) for name, s in self.standings(done).items()}
 
 # %% ../nbs/23_real.ipynb #112e1a59
@@ -339,11 +356,12 @@ def on_real_eyes(
     there = contest.rows(read_runs(out))
     of_try = lambda r: {k: r[k] for k in ('failed', 'lesion_miou', 'iou', 'aupr', 'steps', 'seconds') if k in r}
     found = dict(
-        machine=machines([r for _, tried, rows in there.values() for r in [*tried.values(), *rows]]),
-        chosen={n: s.best for n, (s, _, _) in there.items()},
-        recipes={n: {k: v for k, v in told(s.recipe).items() if n != RIVAL or k in HEEDED} for n, (s, _, _) in there.items() if s.best},
-        tried={n: {w: of_try(r) for w, r in tried.items()} for n, (_, tried, _) in there.items() if n != LONGER},
-        rows={n: scores_of(rows, source, n in ('JointSeg', LONGER)) for n, (_, _, rows) in there.items() if rows})
+        machine=machines([r for _, tried, finals, rows in there.values() for r in [*tried.values(), *finals.values(), *rows]]),
+        chosen={n: s.best for n, (s, *_) in there.items()},
+        recipes={n: {k: v for k, v in told(s.recipe).items() if n != RIVAL or k in HEEDED} for n, (s, *_) in there.items() if s.best},
+        tried={n: {w: of_try(r) for w, r in tried.items()} for n, (_, tried, _, _) in there.items() if n != LONGER},
+        finals={n: {w: of_try(r) for w, r in finals.items()} for n, (_, _, finals, _) in there.items() if n != LONGER},
+        rows={n: scores_of(rows, source, n in ('JointSeg', LONGER)) for n, (*_, rows) in there.items() if rows})
     write_atomic(Path(out)/'real.json', json.dumps(found, indent=1))
     return found
 
@@ -407,9 +425,10 @@ def tries_table(
     rows, chosen = found['tried'][name], found['chosen'][name]
     lesions = next((list(r['iou'])[1:] for r in rows.values() if 'iou' in r), [])
     text = lambda v: '-' if v is None else f'{100*v:.0f}'
-    lines = [f"| {name} | steps | seconds | mean IoU | {' | '.join(lesions)} |", '|---|---|---|---' + '|---'*len(lesions) + '|']
+    final = {w: 'failed' if 'failed' in r else text(r['lesion_miou']) for w, r in found['finals'][name].items()}
+    lines = [f"| {name} | steps | seconds | mean IoU | {' | '.join(lesions)} | mean IoU in the final |", '|---'*(len(lesions) + 5) + '|']
     for word, r in rows.items():
-        told = [f"failed: {r['failed'][:60]}"] if 'failed' in r else [str(r['steps']), f"{r['seconds']:.0f}", text(r['lesion_miou']), *(f"{text(r['iou'][c])} / {text(r['aupr'][c])}" for c in lesions)]
+        told = [f"failed: {r['failed'][:60]}"] if 'failed' in r else [str(r['steps']), f"{r['seconds']:.0f}", text(r['lesion_miou']), *(f"{text(r['iou'][c])} / {text(r['aupr'][c])}" for c in lesions), final.get(word, '')]
         lines.append(f"| {'**%s**' % word if word == chosen else word} | {' | '.join(told)} |")
     return '\n'.join(lines)
 

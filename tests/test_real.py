@@ -70,12 +70,12 @@ def test_all_of_it_and_nothing_twice(eyes, tmp_path, monkeypatch):
     said = []
     found = on_real_eyes(tmp_path, eyes, small, dict(base={}, other=dict(lr=.05)), device='cpu', say=said.append)
     assert 'clip' not in found['recipes'][RIVAL] and found['recipes'][RIVAL]['lr'] and 'binary' not in found['rows'][RIVAL] and 'binary' in found['rows']['JointSeg']
-    assert len(said) == 1 + (2 + 5) + (1 + 5) + (2 + 5) and set(found['rows']) == {'JointSeg', 'segmenter alone', RIVAL} and found['chosen']['JointSeg'] in ('base', 'other')
-    assert said[0].endswith('20 runs to do or more, 1 at once') and 'JointSeg, base, tried: lesions' in said[1] and '19 runs and about' in said[1]
+    assert len(said) == 1 + (2 + 2 + 5) + (1 + 5) + (2 + 2 + 5) and set(found['rows']) == {'JointSeg', 'segmenter alone', RIVAL} and found['chosen']['JointSeg'] in ('base', 'other')
+    assert said[0].endswith('24 runs to do or more, 1 at once') and 'JointSeg, base, tried: lesions' in said[1] and '23 runs and about' in said[1] and ', final: lesions' in said[3] and '0 runs and about' in said[-1]
     assert on_real_eyes(tmp_path, eyes, small, dict(base={}, other=dict(lr=.05)), device='cpu', say=lambda t: 1/0) == found == json.loads((tmp_path/'real.json').read_text())
     table = real_table(found)
     assert 'microaneurysm, AUPR' in table and 'nan' not in table and 'mean IoU of lesions' in table
-    assert set(found['tried']['JointSeg']) == {'base', 'other'} and found['tried']['JointSeg']['base']['steps'] == 1 and found['machine']['device'] == 'cpu'
+    assert set(found['tried']['JointSeg']) == set(found['finals']['JointSeg']) == {'base', 'other'} and found['finals']['segmenter alone'] == {} and found['tried']['JointSeg']['base']['steps'] == 1 and found['finals']['JointSeg']['base']['steps'] == small.steps and found['machine']['device'] == 'cpu'
 
 def test_the_rival_begins_the_same_each_time_and_leaves_our_chance_alone(eyes, monkeypatch):
     began = []
@@ -86,7 +86,7 @@ def test_the_rival_begins_the_same_each_time_and_leaves_our_chance_alone(eyes, m
 
 def test_a_costlier_try_takes_fewer_steps(eyes):
     base = replace(small, steps=60)
-    tries = TRIED | dict(stride_1=dict(stem_stride=1), base_net=dict(net='base'))
+    tries = TRIED | dict(middle={}, stride_1=dict(stem_stride=1), base_net=dict(net='base'))
     steps = {w: r.steps for w, r in Contest(eyes, base, tries, rival=False).tries['JointSeg'].items()}
     assert steps['base'] == steps['slower'] == steps['as_it_is'] == steps['shared'] == 60 and 10 < steps['stride_1'] < 30 and 10 < steps['base_net'] < 40
 
@@ -109,7 +109,7 @@ def test_what_is_there_so_far_is_told(eyes, tmp_path):
     assert nothing['rows'] == {} and real_table(nothing) == 'No fold is done.' and R.plot_real(nothing) is None
     whole = on_real_eyes(tmp_path, eyes, small, tries, rival=False, device='cpu', say=lambda t: None)
     lines = (tmp_path/'runs.jsonl').read_text().splitlines(True)
-    (tmp_path/'runs.jsonl').write_text(''.join(lines[:4]))
+    (tmp_path/'runs.jsonl').write_text(''.join(lines[:6]))
     part = on_real_eyes(tmp_path, eyes, small, tries, rival=False, run=False)
     assert part['rows']['JointSeg']['folds'] == 2 and set(part['rows']) == {'JointSeg'} and 'microaneurysm' in real_table(part)
     assert part['tried']['JointSeg'] == whole['tried']['JointSeg'] and part['chosen'] == dict(whole['chosen'], **{'segmenter alone': None})
@@ -135,6 +135,20 @@ def test_what_another_run_sets_the_time_of_is_done_again_when_that_time_changes(
     found = all_of_it(base=dict(lr=.05))
     assert given[6:] == [300.]*6 and found['rows']['JointSeg']['folds'] == 4 and found['rows'][RIVAL]['folds'] == 5
 
+def test_the_two_best_tries_meet_in_a_final(eyes, tmp_path, monkeypatch):
+    "With all of their steps and other eyes held out; who wins there is trained on all folds, whatever came first in the tries. The rival has as much time for it as two tries of ours take."
+    seen, row = [], a_row(eyes, 1.)
+    first, second = (held for _, held in folds(eyes, folds(eyes)[0][0], n=4)[:2])
+    def count(how, recipe, source, train, held, seconds=None, device=None):
+        seen.append((recipe.lr, recipe.steps, seconds, held.tolist()))
+        assert not set(train.tolist()) & set(held.tolist())
+        return row | dict(seconds=seconds or 50., lesion_miou={.3: .3, .2: .2, .05: .1}.get(recipe.lr, .1) if torch.equal(held, first) else {.2: .9}.get(recipe.lr, .4))
+    counting(monkeypatch, count)
+    found = on_real_eyes(tmp_path, eyes, small, dict(base={}, other=dict(lr=.2), third=dict(lr=.05)), device='cpu', say=lambda t: None)
+    ours = [(lr, steps, held) for lr, steps, seconds, held in seen if seconds is None]
+    assert [(lr, steps) for lr, steps, held in ours if held == second.tolist()] == [(.3, small.steps), (.2, small.steps)] and found['chosen']['JointSeg'] == 'other'
+    assert {held for _, _, seconds, held in ((*a, tuple(h)) for *a, h in seen) if seconds == 100.} == {tuple(second.tolist())} and found['finals'][RIVAL].keys() <= {'base', 'other', 'third'}
+
 def test_where_every_try_fails_that_is_said(eyes, tmp_path, monkeypatch):
     def fails(*a): raise FloatingPointError('the seg loss is nan')
     counting(monkeypatch, fails)
@@ -146,14 +160,14 @@ def test_a_recipe_under_which_the_loss_is_no_number_is_not_chosen(eyes, tmp_path
         if recipe.lr > 1: raise FloatingPointError('the seg loss is nan')
         return row
     counting(monkeypatch, count)
-    found = on_real_eyes(tmp_path, eyes, small, dict(wild=dict(lr=5.), tame={}), rival=False, device='cpu', say=lambda t: None)
-    assert found['chosen']['JointSeg'] == 'tame' and found['tried']['JointSeg']['wild']['failed'] == 'the seg loss is nan'
+    found = on_real_eyes(tmp_path, eyes, small, dict(hot=dict(lr=5.), tame={}), rival=False, device='cpu', say=lambda t: None)
+    assert found['chosen']['JointSeg'] == 'tame' and found['tried']['JointSeg']['hot']['failed'] == 'the seg loss is nan'
     failed = [r for r in read_runs(tmp_path).values() if 'failed' in r]
     assert scores_of(failed, eyes) == dict(failed='the seg loss is nan')
 
 def test_two_workers_share_a_contest(tmp_path, eyes):
     found = on_real_eyes(tmp_path, eyes, small, dict(base={}, other=dict(lr=.05)), rival=False, workers=2, device='cpu', say=lambda t: None)
-    assert len(read_runs(tmp_path)) == 13 and found['rows']['JointSeg']['folds'] == 5
+    assert len(read_runs(tmp_path)) == 15 and found['rows']['JointSeg']['folds'] == 5
 
 @pytest.mark.skipif(importlib.util.find_spec('segmentation_models_pytorch') is None, reason='wants the extra bench')
 def test_the_rival_itself(): assert unet(5).eval()(torch.zeros(1, 3, 64, 64)).shape == (1, 5, 64, 64)
@@ -163,8 +177,8 @@ def test_kept_scores_are_those_of_the_kept_runs():
     folder = Path(__file__).parent.parent/'benchmarks'
     kept, runs = json.loads((folder/'real.json').read_text()), list(read_runs(folder/'real').values())
     for name, row in kept['rows'].items():
-        of = sorted((r for r in runs if r['condition'] == name and not r['search']), key=lambda r: r['fold'])
-        tried = {r['word']: r for r in runs if r['condition'] == name and r['search']}
+        of = sorted((r for r in runs if r['condition'] == name and r['fold'] > 0), key=lambda r: r['fold'])
+        tried, finals = ({r['word']: r for r in runs if r['condition'] == name and r['fold'] == k} for k in (0, -1))
         assert [r['fold'] for r in of] == list(range(1, R.FOLDS + 1)) and {r['word'] for r in of} == {kept['chosen'][name]}
         counted = iou(sum(torch.tensor(r['masks']) for r in of))
         assert [round(v, 4) for v in counted.tolist()] == pytest.approx([v[0] for v in row['iou'].values()], abs=1e-4)
@@ -172,6 +186,7 @@ def test_kept_scores_are_those_of_the_kept_runs():
         assert (row['steps'], row['seconds']) == ([r['steps'] for r in of], sum(r['seconds'] for r in of))
         for c, v in row['aupr'].items(): assert v == R.over_folds([r['aupr'][c] for r in of])
         for c, v in row['iou'].items(): assert v[1] <= v[0] <= v[2]
-        assert {w: r['iou'] for w, r in tried.items()} == {w: r['iou'] for w, r in kept['tried'].get(name, {}).items()}
-        if tried: assert kept['chosen'][name] == max(tried, key=lambda w: tried[w]['lesion_miou'])
+        for there, key in ((tried, 'tried'), (finals, 'finals')): assert {w: r['iou'] for w, r in there.items()} == {w: r['iou'] for w, r in kept[key].get(name, {}).items()}
+        best = lambda rows: sorted(rows, key=lambda w: -rows[w]['lesion_miou'])
+        if tried: assert set(finals) == set(best(tried)[:2]) and kept['chosen'][name] == best(finals)[0]
     assert kept['machine']['device_name'] and {r['facts']['device_name'] for r in runs} == {kept['machine']['device_name']}, 'one machine: equal time means nothing across two'
