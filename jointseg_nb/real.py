@@ -294,7 +294,7 @@ def jobs(self: Contest,
         known = [t for t in (*s.tries.values(), *s.finals.values(), *s.folds) if t]
         now += [t for t in known if t.key not in done]
         tried, whole = (sum(t.key in done for t in known if (t.fold == 0) == a_try) for a_try in (True, False))
-        finals = len(s.finals) if s.finals or s.best else min(n, 2)*(n > 1)
+        finals = len(s.finals) if s.finals or s.best else 2*(n > 1)
         left += [(name, True)]*(n - tried) + [(name, False)]*(finals + len(self.dealt) - whole)
     return now, left
 
