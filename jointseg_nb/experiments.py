@@ -617,7 +617,7 @@ def run_plan(
 ):  # what the plan's `rows` gives
     "Do what is not done yet."
     if workers < 1: raise ValueError(f'workers={workers}; allowed: 1 and up')
-    importlib.import_module('torchmetrics.functional.classification')
+    importlib.import_module('torchmetrics.functional.classification')   # judges every training; where it cannot be loaded, better now
     out, since = Path(out), time.time()
     (out/'claims').mkdir(parents=True, exist_ok=True)
     done = read_runs(out, since)
