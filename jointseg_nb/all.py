@@ -19,7 +19,7 @@ from jointseg_nb.evaluate import *
 from jointseg_nb.figures import *
 from jointseg_nb.fit import *
 from jointseg_nb.rivals import *
-from jointseg_nb.smears import *
+from jointseg_nb.worlds import *
 from jointseg_nb.looks import *
 from jointseg_nb.snapshots import *
 from jointseg_nb.presets import *

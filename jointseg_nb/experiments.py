@@ -6,12 +6,13 @@
 __all__ = ['ONE', 'SEG', 'CLF', 'JOINT', 'SEGMENTER', 'CLASSIFIER', 'UNET', 'FCN', 'VGG', 'INCEPTION', 'GENTLE', 'PRE_UNET',
            'PRE_FCN', 'RAW_UNET', 'RAW_FCN', 'TABLE1', 'TABLE2', 'VGG_BN', 'NORMED', 'THREE', 'TABLE34', 'COOPERATION',
            'NOISE', 'ATTENTION', 'BASE_BLOCK', 'BLOCKS', 'UPDATES', 'EXTRAS', 'POCKET', 'RATIOS', 'BATCHES', 'MASKS',
-           'FEW', 'ANY_SIZE', 'MAP_MASKS', 'MAP_RATIOS', 'SLOW', 'MAP', 'SUITES', 'WORLDS', 'KEYED', 'RULES',
-           'SEARCH_SEED', 'Condition', 'equal_work', 'longer', 'ratio', 'on_map', 'conditions', 'condition',
-           'shortened', 'recipe_of', 'build', 'matched', 'prepare', 'affordable', 'Photographs', 'photographs', 'Arena',
-           'train_once', 'judged', 'packed', 'unpacked', 'run_once', 'or_failed', 'told', 'run_key', 'digest_of',
-           'read_runs', 'machines', 'keep_run', 'rates_to_try', 'best_rate', 'score_of', 'Job', 'Plan', 'attempt',
-           'work', 'work_together', 'usual_workers', 'seconds_left', 'Progress', 'run_plan', 'run_all']
+           'FEW', 'PLACES', 'AGENTS', 'WHERE', 'ANY_SIZE', 'MAP_MASKS', 'MAP_RATIOS', 'SLOW', 'MAP', 'SUITES', 'KEYED',
+           'RULES', 'SEARCH_SEED', 'Condition', 'equal_work', 'longer', 'ratio', 'there', 'on_map', 'conditions',
+           'condition', 'shortened', 'recipe_of', 'build', 'matched', 'prepare', 'affordable', 'Photographs',
+           'photographs', 'Arena', 'train_once', 'judged', 'packed', 'unpacked', 'run_once', 'or_failed', 'told',
+           'run_key', 'digest_of', 'read_runs', 'machines', 'keep_run', 'rates_to_try', 'best_rate', 'score_of', 'Job',
+           'Plan', 'attempt', 'work', 'work_together', 'usual_workers', 'seconds_left', 'Progress', 'run_plan',
+           'run_all']
 
 # %% ../nbs/20_experiments.ipynb #0170d7dc
 import base64, difflib, hashlib, importlib, json, math, os, threading, time, zlib
@@ -29,15 +30,13 @@ from filelock import FileLock, Timeout
 # %% ../nbs/20_experiments.ipynb #7e892984
 from .agents import JointSeg
 from .blocks import count_parameters
-from .cache import kept_eyes
 from .cooperate import set_up
-from .data import embedded
 from .engine import device_name, facts, pick_device
 from .evaluate import evaluate, predict
 from .fit import curve_scores, load_source, pick_eyes, quick_look, show_eyes, source_digest
 from .recipes import Recipe, check_field, recipe
 from .rivals import RIVALS, Ablation, Rival, budget, match_width, two_steps, with_model
-from .smears import smears
+from .worlds import WORLDS
 
 # %% ../nbs/20_experiments.ipynb #400102e5
 @dataclass(frozen=True)
@@ -56,6 +55,7 @@ class Condition:
     def __post_init__(self):
         for k, v in {**self.changes, **(self.pretrain or {})}.items(): check_field(k, v)
         if (kind := (self.net or {}).get('kind')) is not None and kind not in RIVALS: raise ValueError(f"net={self.net!r}: kind={kind!r}; allowed: {', '.join(map(repr, RIVALS))}")
+        if self.world and self.world not in WORLDS: raise ValueError(f"world={self.world!r}; allowed: {', '.join(map(repr, WORLDS))}, or '' for the photographs of the experiment")
         if self.equal not in ('images', 'flops'): raise ValueError(f"equal={self.equal!r}; allowed: 'images', 'flops'")
         for k in ('effort', 'lr_factor'):
             if not getattr(self, k) > 0: raise ValueError(f'{k}={getattr(self, k)!r}; allowed: above 0')
@@ -112,8 +112,14 @@ BATCHES = [Condition(f'batch ratio {b}', dict(clf_batch=2*b, seg_batch=2)) for b
 # %% ../nbs/20_experiments.ipynb #8bc34522
 MASKS = (8, 24, 80, 240)
 FEW = [c for m in MASKS for c in (Condition(f'joint, {m} masks', dict(masks=m), like='joint'), Condition(f'segmenter alone, {m} masks', dict(SEG, masks=m), like='segmenter alone'))]
-ANY_SIZE = [JOINT, Condition('joint, 128 px', dict(size=128, crop=128, pad=12, seg_batch=8), effort=.75),
-         Condition('joint, 224 px', dict(size=224, crop=224, pad=20, seg_batch=4), effort=.5), Condition('joint, blood smears', world='smears')]
+PLACES = {'hazy eyes': dict(world='hazy'), '32 px': dict(changes=dict(size=32, crop=32, pad=3)), '128 px': dict(changes=dict(size=128, crop=128, pad=12, seg_batch=8), effort=.75),
+          'blood smears': dict(world='smears'), '224 px': dict(changes=dict(size=224, crop=224, pad=20, seg_batch=4), effort=.5)}
+
+def there(condition, place): return replace(condition, name=f'{condition.name}, {place}', **PLACES[place] | dict(changes=condition.changes | PLACES[place].get('changes', {})))
+
+AGENTS = [JOINT, SEGMENTER, CLASSIFIER]
+WHERE = AGENTS + [there(c, place) for place in PLACES for c in AGENTS] + [longer(c, 3) for c in AGENTS]
+ANY_SIZE = [JOINT] + [there(JOINT, place) for place in ('128 px', '224 px', 'blood smears')]
 
 # %% ../nbs/20_experiments.ipynb #b0562839
 MAP_MASKS, MAP_RATIOS = (8, 80, 0), (.01, .1, 1., 10., 100.)   # 0: all masks
@@ -128,7 +134,7 @@ MAP += [on_map(m, SLOW, on_map(0, ratio(10., 'shared')).name) for m in MAP_MASKS
 
 # %% ../nbs/20_experiments.ipynb #18906b3f
 SUITES = dict(cooperation=COOPERATION, table1=TABLE1, table2=TABLE2, table34=TABLE34, masks=[JOINT, SEGMENTER] + FEW, noise=NOISE, attention=ATTENTION,
-              ratios=[ratio(r, on) for r in RATIOS for on in ('shared', 'agent') if (r, on) != (1., 'agent')], blocks=BLOCKS, sizes=ANY_SIZE, batches=BATCHES, updates=UPDATES, pocket=POCKET, map=MAP)
+              ratios=[ratio(r, on) for r in RATIOS for on in ('shared', 'agent') if (r, on) != (1., 'agent')], blocks=BLOCKS, sizes=ANY_SIZE, where=WHERE, batches=BATCHES, updates=UPDATES, pocket=POCKET, map=MAP)
 
 # %% ../nbs/20_experiments.ipynb #7bbbcc36
 def conditions(
@@ -236,8 +242,6 @@ class Photographs:
     "What is trained on, and what is judged on."
     source: object      # a `Source` to train on and hold out from
     test: object = None # a `Source` on which nothing was chosen; None: what is held out
-
-WORLDS = dict(embedded=lambda n, seed, size: embedded(n, seed, size, keep=kept_eyes), smears=smears)
 
 @lru_cache(maxsize=4)
 def photographs(
