@@ -6,7 +6,7 @@
 __all__ = ['OF_MASKS', 'OF_GRADES', 'TAUGHT', 'UNITS', 'COMMONEST', 'COLOURS', 'READINGS', 'FAST', 'over_seeds', 'summary',
            'finite', 'tables_of', 'row_of', 'difference', 'percent', 'claims_table', 'claim_text', 'verdict_page',
            'compared', 'suite_table', 'as_markdown', 'plot_claims', 'plot_suite', 'plot_curves', 'plot_masks',
-           'plot_noise', 'map_points', 'plot_map', 'map_steps', 'plot_map_steps', 'figure6', 'small_png',
+           'plot_noise', 'plot_where', 'map_points', 'plot_map', 'map_steps', 'plot_map_steps', 'figure6', 'small_png',
            'use_small_pictures', 'judged_by', 'first_answer', 'write_tables', 'rates_of', 'reproduce']
 
 # %% ../nbs/22_tables.ipynb #983c15dc
@@ -23,7 +23,7 @@ from PIL import Image
 
 # %% ../nbs/22_tables.ipynb #f4f1386a
 from .evaluate import paired_interval
-from .experiments import MAP_MASKS, MASKS, NOISE, RATIOS, SEGMENTER, SLOW, SUITES, WORLDS, Arena, Plan, conditions, machines, on_map, ratio, read_runs, run_all, shortened, told, unpacked
+from .experiments import ELSEWHERE, MAP_MASKS, MASKS, NOISE, RATIOS, SEGMENTER, SLOW, SUITES, WORLDS, Arena, Plan, conditions, machines, on_map, ratio, read_runs, run_all, shortened, told, unpacked
 from .figures import comparison
 from .fit import show_eyes
 from .recipes import recipe, recipe_from_json, recipe_to_json
@@ -308,6 +308,28 @@ def plot_noise(
     ax.legend(fontsize=7, frameon=False)
     return fig
 
+# %% ../nbs/22_tables.ipynb #1b08f2aa
+def plot_where(
+    tables,  # of `tables_of`
+):  # a matplotlib Figure; None if an agent was nowhere compared with itself alone
+    "What each agent has of the other, place by place."
+    panels = {'masks: mIoU': ('segmenter alone', 'miou'), 'grades: Top-1': ('classifier alone', 'top1')}
+    places = {'as usual': '', **{place: f', {place}' for place in ELSEWHERE}}
+    found = {title: {place: d for place, end in places.items() if (d := difference(tables, f'joint{end}', alone + end, score))} for title, (alone, score) in panels.items()}
+    names = [place for place in places if any(place in of for of in found.values())]
+    if not names: return None
+    fig = Figure(figsize=(7, .26*len(names) + 1), dpi=72, layout='constrained')
+    for ax, (title, of) in zip(fig.subplots(1, 2, sharey=True), found.items()):
+        for place, (mean, low, high) in of.items():
+            y = names.index(place)
+            if np.isfinite(low): ax.plot([100*low, 100*high], [y, y], color='C0')
+            ax.plot(100*mean, y, 'o', ms=4, color='C0')
+        ax.axvline(0, color='0.3', lw=.8)
+        ax.set(title=title, xlabel='joint - alone (points)', yticks=range(len(names)))
+        ax.set_yticklabels(names, fontsize=8)
+    ax.set_ylim(len(names) - .5, -.5)
+    return fig
+
 # %% ../nbs/22_tables.ipynb #5f7b9d10
 READINGS = ('shared', 'agent')   # of the ratio
 
@@ -445,7 +467,7 @@ def write_tables(
     write_atomic(out/'tables.json', json.dumps(tables, indent=1))
     write_atomic(out/'tables.md', as_markdown(tables))
     write_atomic(out/'verdicts.md', verdict_page(tables))
-    pictures = {s: plot_suite(tables, s) for s in SUITES if s != 'map'} | dict(claims=plot_claims(tables), convergence=plot_curves(tables), few_masks=plot_masks(tables),
+    pictures = {s: plot_suite(tables, s) for s in SUITES if s != 'map'} | dict(claims=plot_claims(tables), convergence=plot_curves(tables), where_it_helps=plot_where(tables), few_masks=plot_masks(tables),
         random_labels=plot_noise(tables), map=plot_map(tables), map_steps=plot_map_steps(tables), figure6=figure6(tables, arena))
     for name, picture in pictures.items():
         if picture: picture.savefig(out/f'{name}.png', dpi=110)

@@ -25,7 +25,6 @@ def test_lists():
     by = {}
     for c in (c for suite in X.SUITES.values() for c in suite):
         assert by.setdefault(c.name, c) == c, 'one name, one condition'
-        assert not c.world or c.world in X.WORLDS
     for c in by.values(): assert not c.like or not by[c.like].like, f'{c.name} takes the rate of one that has its own'
     for c in by.values(): recipe_of(c, recipe('pocket'))
 
@@ -162,6 +161,16 @@ def test_every_other_network_can_be_prepared(c):
     setup, cost = prepare(c, replace(base, steps=1, crop=64), arena.at(64).source, device='cpu')
     report = setup.trainer.step()
     assert cost.flops > 0 and report.step == 1
+
+@pytest.mark.parametrize('place', X.PLACES)
+def test_everywhere_each_agent_can_be_trained(place):
+    for of in X.AGENTS:
+        c = X.there(of, place)
+        assert c == condition(c.name) and c.changes.items() >= of.changes.items()
+        short = replace(base, steps=2)
+        r = X.recipe_of(c, short)
+        setup, _ = prepare(c, short, arena.at(r.size, c.world).source, device='cpu')
+        assert setup.trainer.step().step == 1 and setup.trainer.recipe.agents == r.agents and setup.source.images.shape[-1] == r.size
 
 def test_blood_smears_are_learnt_from():
     row = X.run_once(condition('joint, blood smears'), replace(base, steps=2), arena, device='cpu')
