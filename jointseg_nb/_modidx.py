@@ -723,6 +723,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'jointseg_nb.experiments.rates_to_try': ( 'experiments.html#rates_to_try',
                                                                                    'jointseg_nb/experiments.py'),
                                          'jointseg_nb.experiments.ratio': ('experiments.html#ratio', 'jointseg_nb/experiments.py'),
+                                         'jointseg_nb.experiments.ratios': ('experiments.html#ratios', 'jointseg_nb/experiments.py'),
                                          'jointseg_nb.experiments.read_runs': ('experiments.html#read_runs', 'jointseg_nb/experiments.py'),
                                          'jointseg_nb.experiments.recipe_of': ('experiments.html#recipe_of', 'jointseg_nb/experiments.py'),
                                          'jointseg_nb.experiments.run_all': ('experiments.html#run_all', 'jointseg_nb/experiments.py'),

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['ONE', 'SEG', 'CLF', 'JOINT', 'SEGMENTER', 'CLASSIFIER', 'UNET', 'FCN', 'VGG', 'INCEPTION', 'GENTLE', 'PRE_UNET',
            'PRE_FCN', 'RAW_UNET', 'RAW_FCN', 'TABLE1', 'TABLE2', 'VGG_BN', 'NORMED', 'THREE', 'TABLE34', 'COOPERATION',
-           'NOISE', 'ATTENTION', 'BASE_BLOCK', 'BLOCKS', 'UPDATES', 'EXTRAS', 'POCKET', 'RATIOS', 'BATCHES', 'MASKS',
-           'FEW', 'PLACES', 'AGENTS', 'WHERE', 'ELSEWHERE', 'ANY_SIZE', 'MAP_MASKS', 'MAP_RATIOS', 'SLOW', 'MAP',
-           'SUITES', 'KEYED', 'RULES', 'SEARCH_SEED', 'Condition', 'equal_work', 'longer', 'ratio', 'there', 'on_map',
-           'conditions', 'condition', 'shortened', 'recipe_of', 'build', 'matched', 'prepare', 'affordable',
-           'Photographs', 'photographs', 'Arena', 'train_once', 'judged', 'packed', 'unpacked', 'run_once', 'or_failed',
-           'told', 'run_key', 'digest_of', 'read_runs', 'machines', 'keep_run', 'rates_to_try', 'best_rate', 'score_of',
-           'Job', 'Plan', 'attempt', 'work', 'work_together', 'usual_workers', 'seconds_left', 'Progress', 'run_plan',
-           'run_all']
+           'NOISE', 'ATTENTION', 'BASE_BLOCK', 'BLOCKS', 'UPDATES', 'EXTRAS', 'POCKET', 'RATIOS', 'READINGS', 'BATCHES',
+           'MASKS', 'FEW', 'PLACES', 'AGENTS', 'WHERE', 'ELSEWHERE', 'ANY_SIZE', 'MAP_MASKS', 'MAP_RATIOS', 'SLOW',
+           'MAP', 'SUITES', 'KEYED', 'RULES', 'SEARCH_SEED', 'Condition', 'equal_work', 'longer', 'ratio', 'ratios',
+           'there', 'on_map', 'conditions', 'condition', 'shortened', 'recipe_of', 'build', 'matched', 'prepare',
+           'affordable', 'Photographs', 'photographs', 'Arena', 'train_once', 'judged', 'packed', 'unpacked',
+           'run_once', 'or_failed', 'told', 'run_key', 'digest_of', 'read_runs', 'machines', 'keep_run', 'rates_to_try',
+           'best_rate', 'score_of', 'Job', 'Plan', 'attempt', 'work', 'work_together', 'usual_workers', 'seconds_left',
+           'Progress', 'run_plan', 'run_all']
 
 # %% ../nbs/20_experiments.ipynb #0170d7dc
 import base64, difflib, hashlib, importlib, json, math, os, threading, time, zlib
@@ -100,12 +100,14 @@ POCKET = [JOINT] + [Condition(name, changes, like='joint') for name, changes in 
           'statistics per agent': dict(norm='agent'), 'averaged weights': dict(average=.99), 'all extras': EXTRAS}.items()]
 
 # %% ../nbs/20_experiments.ipynb #b3527a78
-RATIOS = (.01, .1, 1., 10., 30., 100.)
+RATIOS, READINGS = (.01, .1, 1., 10., 30., 100.), ('shared', 'agent')
 
 def ratio(r, on):
     "Both agents at a ratio of rates."
     if r == 1: return Condition('ratio 1', dict(lr_ratio=1.))
     return Condition(f'ratio {r:g}, {on}', dict(lr_ratio=r, ratio_on=on), lr_factor=1/r if on == 'agent' and r > 1 else 1.)
+
+def ratios(of): return [ratio(r, on) for r in of for on in READINGS if on == 'shared' or r > 1]
 
 BATCHES = [Condition(f'batch ratio {b}', dict(clf_batch=2*b, seg_batch=2)) for b in (1, 4, 8, 32)]
 
@@ -130,12 +132,12 @@ def on_map(masks, of=SEGMENTER, like=''):
     "A place of the map."
     return Condition(f"map: {of.name}, {masks or 'all'} masks", dict(of.changes, masks=masks, seg_batch=8), effort=1/3, lr_factor=of.lr_factor, like=like or (on_map(0, of).name if masks else ''))
 
-MAP = [on_map(m, of) for m in MAP_MASKS for of in (SEGMENTER, *(ratio(r, on) for r in MAP_RATIOS for on in ('shared', 'agent') if on == 'shared' or r > 1))]
+MAP = [on_map(m, of) for m in MAP_MASKS for of in (SEGMENTER, *ratios(MAP_RATIOS))]
 MAP += [on_map(m, SLOW, on_map(0, ratio(10., 'shared')).name) for m in MAP_MASKS]
 
 # %% ../nbs/20_experiments.ipynb #18906b3f
 SUITES = dict(cooperation=COOPERATION, table1=TABLE1, table2=TABLE2, table34=TABLE34, masks=[JOINT, SEGMENTER] + FEW, noise=NOISE, attention=ATTENTION,
-              ratios=[ratio(r, on) for r in RATIOS for on in ('shared', 'agent') if (r, on) != (1., 'agent')], blocks=BLOCKS, sizes=ANY_SIZE, where=WHERE, batches=BATCHES, updates=UPDATES, pocket=POCKET, map=MAP)
+              ratios=ratios(RATIOS), blocks=BLOCKS, sizes=ANY_SIZE, where=WHERE, batches=BATCHES, updates=UPDATES, pocket=POCKET, map=MAP)
 
 # %% ../nbs/20_experiments.ipynb #7bbbcc36
 def conditions(
