@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['ONE', 'SEG', 'CLF', 'JOINT', 'SEGMENTER', 'CLASSIFIER', 'UNET', 'FCN', 'VGG', 'INCEPTION', 'GENTLE', 'PRE_UNET',
-           'PRE_FCN', 'RAW_UNET', 'RAW_FCN', 'TABLE1', 'TABLE2', 'VGG_BN', 'NORMED', 'THREE', 'TABLE34', 'COOPERATION',
-           'NOISE', 'ATTENTION', 'BASE_BLOCK', 'BLOCKS', 'UPDATES', 'EXTRAS', 'POCKET', 'RATIOS', 'READINGS', 'BATCHES',
-           'MASKS', 'FEW', 'PLACES', 'AGENTS', 'WHERE', 'ELSEWHERE', 'ANY_SIZE', 'MAP_MASKS', 'MAP_RATIOS', 'SLOW',
-           'MAP', 'SUITES', 'KEYED', 'RULES', 'SEARCH_SEED', 'Condition', 'equal_work', 'longer', 'ratio', 'ratios',
-           'there', 'on_map', 'conditions', 'condition', 'shortened', 'recipe_of', 'build', 'matched', 'prepare',
-           'affordable', 'Photographs', 'photographs', 'Arena', 'train_once', 'judged', 'packed', 'unpacked',
-           'run_once', 'or_failed', 'told', 'run_key', 'digest_of', 'read_runs', 'machines', 'keep_run', 'rates_to_try',
-           'best_rate', 'score_of', 'Job', 'Plan', 'attempt', 'work', 'work_together', 'usual_workers', 'seconds_left',
-           'Progress', 'run_plan', 'run_all']
+           'PRE_FCN', 'RAW_UNET', 'RAW_FCN', 'CLASSIC', 'TABLE1', 'TABLE2', 'VGG_BN', 'NORMED', 'THREE', 'TABLE34',
+           'COOPERATION', 'NOISE', 'ATTENTION', 'BASE_BLOCK', 'BLOCKS', 'UPDATES', 'EXTRAS', 'POCKET', 'RATIOS',
+           'READINGS', 'BATCHES', 'MASKS', 'FEW', 'PLACES', 'AGENTS', 'WHERE', 'ELSEWHERE', 'ANY_SIZE', 'MAP_MASKS',
+           'MAP_RATIOS', 'SLOW', 'MAP', 'SUITES', 'KEYED', 'RULES', 'SEARCH_SEED', 'Condition', 'equal_work', 'longer',
+           'ratio', 'ratios', 'there', 'on_map', 'conditions', 'condition', 'shortened', 'recipe_of', 'build',
+           'matched', 'prepare', 'affordable', 'Photographs', 'photographs', 'Arena', 'train_once', 'judged', 'packed',
+           'unpacked', 'run_once', 'or_failed', 'told', 'run_key', 'digest_of', 'read_runs', 'machines', 'keep_run',
+           'rates_to_try', 'best_rate', 'score_of', 'Job', 'Plan', 'attempt', 'work', 'work_together', 'usual_workers',
+           'seconds_left', 'Progress', 'run_plan', 'run_all']
 
 # %% ../nbs/20_experiments.ipynb #0170d7dc
 import base64, difflib, hashlib, importlib, json, math, os, threading, time, zlib
@@ -71,9 +71,9 @@ def equal_work(condition, like=''): return replace(condition, name=f'{condition.
 
 GENTLE = dict(lr_ratio=.1, ratio_on='agent')
 PRE_UNET, PRE_FCN = Condition('UNet, pre-trained', SEG, UNET, GENTLE), Condition('FCN-8s, pre-trained', SEG, FCN, dict(GENTLE, lr_ratio=.4), lr_factor=.05)
-RAW_UNET, RAW_FCN = Condition('UNet', SEG, UNET), Condition('FCN-8s', SEG, FCN, lr_factor=.05)
+RAW_UNET, RAW_FCN, CLASSIC = Condition('UNet', SEG, UNET), Condition('FCN-8s', SEG, FCN, lr_factor=.05), Condition('classic UNet', SEG, dict(kind='unet'))
 TABLE1 = [JOINT, PRE_UNET, PRE_FCN, equal_work(PRE_UNET, PRE_UNET.name), equal_work(PRE_FCN)]
-TABLE2 = [JOINT, RAW_UNET, RAW_FCN, equal_work(RAW_UNET, RAW_UNET.name), equal_work(RAW_FCN), Condition('classic UNet', SEG, dict(kind='unet')), Condition('FCN-8s with batch norm', SEG, dict(FCN, norm='batch'))]
+TABLE2 = [JOINT, RAW_UNET, RAW_FCN, equal_work(RAW_UNET, RAW_UNET.name), equal_work(RAW_FCN), CLASSIC, equal_work(CLASSIC, CLASSIC.name), Condition('FCN-8s with batch norm', SEG, dict(FCN, norm='batch'))]
 
 # %% ../nbs/20_experiments.ipynb #d4632eae
 VGG_BN = dict(VGG, norm='batch')

@@ -67,7 +67,7 @@ TABLES = (
     Claim('joint-vs-pretrained', 'joint from random initialisation beats pre-trained UNet, which beats pre-trained FCN-8s', 'mIoU 66.1 / 64.4 / 55.3',
           (C('joint', 'UNet, pre-trained'), C('UNet, pre-trained', 'FCN-8s, pre-trained')), (C('joint', 'UNet, pre-trained, equal work'), C('joint', 'FCN-8s, pre-trained, equal work'))),
     Claim('random-init-collapse', 'FCN-8s and UNet from random initialisation collapse (to less than half), joint does not', 'mIoU 15.3 / 25.4 / 66.1',
-          (C('joint', 'FCN-8s', factor=.5), C('joint', 'UNet', factor=.5)), (C('joint', 'FCN-8s'), C('joint', 'UNet'), C('joint', 'UNet, equal work'), C('joint', 'FCN-8s, equal work'))),
+          (C('joint', 'FCN-8s', factor=.5), C('joint', 'UNet', factor=.5)), (C('joint', 'FCN-8s'), C('joint', 'UNet'), C('joint', 'UNet, equal work'), C('joint', 'FCN-8s, equal work'), C('joint', 'classic UNet'), C('joint', 'classic UNet, equal work'))),
     Claim('classifier-vs-standard', 'joint beats Inception-v3, which beats VGG-19', 'Top-1 85.1 / 84.3 / 82.5, Top-2 88.1 / 87.2 / 85.3',
           tuple(C(a, b, s) for s in ('top1', 'top2') for a, b in (('joint', 'Inception-v3'), ('Inception-v3', 'VGG-19'))),
           tuple(C('joint', c.name, 'top1') for c in TABLE34[3:])),
