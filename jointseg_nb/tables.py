@@ -315,13 +315,14 @@ def plot_where(
     "What each agent has of the other, place by place."
     panels = {'masks: mIoU': ('segmenter alone', 'miou'), 'grades: Top-1': ('classifier alone', 'top1')}
     places = {'as usual': '', **{place: f', {place}' for place in ELSEWHERE}}
-    found = {title: {place: d for place, end in places.items() if (d := difference(tables, f'joint{end}', alone + end, score))} for title, (alone, score) in panels.items()}
-    names = [place for place in places if any(place in of for of in found.values())]
+    sides = {place + how: (f'joint{end}', end + how) for place, end in places.items() for how in ('', ', equal work', ', rate of joint')}
+    found = {title: {name: d for name, (joint, end) in sides.items() if (d := difference(tables, joint, alone + end, score))} for title, (alone, score) in panels.items()}
+    names = [name for name in sides if any(name in of for of in found.values())]
     if not names: return None
     fig = Figure(figsize=(7, .26*len(names) + 1), dpi=72, layout='constrained')
     for ax, (title, of) in zip(fig.subplots(1, 2, sharey=True), found.items()):
-        for place, (mean, low, high) in of.items():
-            y = names.index(place)
+        for name, (mean, low, high) in of.items():
+            y = names.index(name)
             if np.isfinite(low): ax.plot([100*low, 100*high], [y, y], color='C0')
             ax.plot(100*mean, y, 'o', ms=4, color='C0')
         ax.axvline(0, color='0.3', lw=.8)

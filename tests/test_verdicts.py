@@ -79,7 +79,7 @@ def test_every_claim_gets_a_verdict_and_everything_a_picture(done, tmp_path):
     assert by['cooperation-segmentation']['verdict'] == by['cooperation-classification']['verdict'] == by['any-size']['verdict'] == 'reproduced'
     assert by['random-init-collapse']['verdict'] == 'not reproduced', 'half of joint is less than UNet'
     T.write_tables(tmp_path, t, arena)
-    assert {p.stem for p in tmp_path.glob('*.png')} == set(SUITES) | {'claims', 'convergence', 'few_masks', 'random_labels', 'map_steps'}
+    assert {p.stem for p in tmp_path.glob('*.png')} == set(SUITES) | {'claims', 'convergence', 'where_it_helps', 'few_masks', 'random_labels', 'map_steps'}
     assert plot_map(t).axes[0].lines and plot_noise(t).axes[0].lines and plot_masks(t).axes[0].lines and plot_curves(t).axes[0].lines
     page = (tmp_path/'verdicts.md').read_text()
     assert all(f'## {c.name}: ' in page for c in CLAIMS) and 'joint against UNet, pre-trained, equal work, mIoU' in page and not re.search(r'\b(inf|nan|None)\b', page)
