@@ -23,12 +23,13 @@ from PIL import Image
 
 # %% ../nbs/22_tables.ipynb #f4f1386a
 from .evaluate import paired_interval
-from .experiments import ELSEWHERE, MAP_MASKS, MASKS, NOISE, RATIOS, READINGS, SEGMENTER, SLOW, SUITES, WORLDS, Arena, Plan, conditions, machines, on_map, ratio, read_runs, run_all, shortened, told, unpacked
+from .experiments import ELSEWHERE, MAP_MASKS, MASKS, NOISE, RATIOS, READINGS, SEGMENTER, SLOW, SUITES, Arena, Plan, conditions, machines, on_map, ratio, read_runs, run_all, shortened, told, unpacked
 from .figures import comparison
 from .fit import show_eyes
 from .recipes import recipe, recipe_from_json, recipe_to_json
 from .runs import write_atomic
 from .verdicts import CLAIMS, NAMES, OTHER, in_words, points, verdicts
+from .worlds import WORLDS
 
 # %% ../nbs/22_tables.ipynb #6286e086
 OF_MASKS, OF_GRADES = ('miou', 'lesion_miou', 'lesion_aupr'), ('top1', 'top2', 'binary', 'kappa', 'auc')
