@@ -70,7 +70,8 @@ TRIED = dict(base={}, slower=dict(lr=.1), faster=dict(lr=1.), fastest=dict(lr=3.
 # %% ../nbs/23_real.ipynb #faaf62b3
 RATES = ('base', 'slower', 'faster', 'fastest', 'wild')
 UNET_LR = 1e-3   # Adam, where its search begins
-RIVAL, LONGER = 'Unet(resnet34)', 'JointSeg, longer'
+RIVAL = 'Unet(resnet34)'
+LONGER = ', longer'   # behind the name of a contender: the same, trained for longer
 HEEDED = 'size crop seg_crop pad flips rotate augment focus local_contrast masks seg_batch lr power average seg_loss weight_power focal_gamma seed precision'.split()   # what the U-Net has of a recipe
 
 def for_unet(
@@ -202,15 +203,15 @@ class Standing:
 
 # %% ../nbs/23_real.ipynb #1c175f0f
 class Contest:
-    "All trainings on real eyes: recipes tried and folds, of JointSeg, its segmenter alone, a library's U-Net, and JointSeg for longer."
+    "All trainings on real eyes: recipes tried and folds, of JointSeg, its segmenter alone and a library's U-Net, and the same for longer."
     def __init__(self,
         source,       # a `Source`, see `real_eyes`
         base=REAL,    # a `Recipe`
         tries=TRIED,  # dict: word -> fields to change
         rival=True,   # also segmentation_models_pytorch's U-Net?
-        longer=0,     # also JointSeg for so many times the steps; 0: not
+        longer=0,     # all of them also for so many times as long; 0: not
     ):
-        if not (longer == 0 or 1 < longer <= 1000): raise ValueError(f'longer={longer!r}; allowed: more than 1 and up to 1000 times the steps, or 0 to leave it out')
+        if not (longer == 0 or 1 < longer <= 1000): raise ValueError(f'longer={longer!r}; allowed: more than 1 and up to 1000 times as long, or 0 to leave it out')
         if rival: unet(source.n_classes)   # not there? Then say so now
         self.source, self.base, self.longer, self.digest, self.dealt = source, base, longer, source_digest(source), folds(source)
         self.inner = folds(source, self.dealt[0][0], n=4)[:2]   # of tries, and of finals
@@ -218,7 +219,8 @@ class Contest:
         self.tries = {'JointSeg': {w: shortened(r, affordable(JOINT, r, None, base, source)) for w, r in ours.items()}}
         if rival: self.tries[RIVAL] = {w: replace(base, **dict(lr=UNET_LR) | changes) for w, changes in for_unet(tries, base).items()}
         self.rates = [w for w in RATES if w in tries]   # what the segmenter alone tries; without any, the one that ours has chosen
-        self.n_tries = {name: len(recipes) for name, recipes in self.tries.items()} | {'segmenter alone': len(self.rates) or 1} | ({LONGER: 0} if longer else {})
+        self.n_tries = {'JointSeg': len(tries), 'segmenter alone': len(self.rates) or 1} | ({RIVAL: len(self.tries[RIVAL])} if rival else {})
+        if longer: self.n_tries |= {name + LONGER: 0 for name in self.n_tries}
 
     def training(self, contender, word, fold, recipe, seconds=None):
         return Training(contender, word, fold, recipe, seconds, digest_of([RULES, contender, fold, seconds, told(recipe), self.digest]))
@@ -263,23 +265,36 @@ def standings(self: Contest,
     if ours.best is None: return {'JointSeg': ours}
     alone = {w: replace(ours.recipe, agents='segmenter', lr_ratio=1., lr=self.tries['JointSeg'][w].lr) for w in self.rates or [ours.best]}
     out = {'JointSeg': ours, 'segmenter alone': self.standing('segmenter alone', alone, done)}
-    if RIVAL in self.tries: out[RIVAL] = self.standing(RIVAL, self.tries[RIVAL], done, done[ours.tries[ours.best].key]['seconds'], self.times(ours, done))
-    if self.longer:
-        r = shortened(ours.recipe, round(self.longer*ours.recipe.steps))
-        out[LONGER] = Standing({}, {}, ours.best, r, tuple(self.training(LONGER, ours.best, k + 1, r) for k in range(len(self.dealt))))
+    a_try = done[ours.tries[ours.best].key]['seconds']
+    if RIVAL in self.tries: out[RIVAL] = self.standing(RIVAL, self.tries[RIVAL], done, a_try, self.times(ours, done, 2*a_try))
+    for name, s in list(out.items()) if self.longer else ():
+        if s.best is None: continue
+        each = self.times(out['JointSeg' + LONGER], done, 2*a_try*self.longer) if name == RIVAL else [None]*len(self.dealt)
+        out[name + LONGER] = self.for_longer(name, s, each)
     return out
+
+@patch
+def for_longer(self: Contest,
+    name,     # of the contender
+    s,        # its `Standing`; its recipe is chosen
+    seconds,  # of each fold; None: as its steps take, or for the rival, not known yet
+):  # a `Standing` of the folds alone
+    "The same contender for `longer` times as long."
+    r = shortened(s.recipe, round(self.longer*s.recipe.steps))
+    return Standing({}, {}, s.best, r, tuple(self.training(name + LONGER, s.best, k + 1, r, t) if t or name != RIVAL else None for k, t in enumerate(seconds)))
 
 # %% ../nbs/23_real.ipynb #ae65d8cf
 @patch
 def times(self: Contest,
-    ours,  # `Standing` of ours
-    done,  # of `read_runs`
+    ours,       # `Standing` of ours
+    done,       # of `read_runs`
+    otherwise,  # seconds if all failed
 ):  # list of seconds, None where not known yet
     "How long ours took; where it failed, the mean of the others."
     rows = [done.get(t.key) for t in ours.folds]
     good = [r['seconds'] for r in rows if r and 'failed' not in r]
     if None in rows: usual = None   # not known before all are done
-    else: usual = round(float(np.mean(good or [2*done[ours.tries[ours.best].key]['seconds']])), 1)
+    else: usual = round(float(np.mean(good or [otherwise])), 1)
     return [None if r is None else usual if 'failed' in r else r['seconds'] for r in rows]
 
 # %% ../nbs/23_real.ipynb #604d6bf7
@@ -305,7 +320,7 @@ def do(self: Contest,
     device=None,  # see `engine.pick_device`
 ):  # dict, JSON-able: a row
     "Do a job."
-    how = self.rival if job.contender == RIVAL else train_ours
+    how = self.rival if job.contender.removesuffix(LONGER) == RIVAL else train_ours
     train, held = self.dealt[job.fold - 1] if job.fold > 0 else self.inner[-job.fold]
     row = or_failed(lambda: train_and_count(how, job.recipe, self.source, train, held, job.seconds, device), clock(Engine(device)))
     return dict(condition=job.contender, search=job.fold == 0, word=job.word, fold=job.fold) | row
@@ -343,7 +358,7 @@ def on_real_eyes(
     base=REAL,    # a `Recipe`
     tries=TRIED,  # dict: word -> fields to change
     rival=True,   # also segmentation_models_pytorch's U-Net?
-    longer=0,     # also JointSeg for so many times the steps; 0: not
+    longer=0,     # all of them also for so many times as long; 0: not
     workers=1,    # see `experiments.run_plan`
     run=True,     # train what is not done yet, or only say what there is?
     device=None,  # see `engine.pick_device`
@@ -358,10 +373,10 @@ def on_real_eyes(
     found = dict(
         machine=machines([r for _, tried, finals, rows in there.values() for r in [*tried.values(), *finals.values(), *rows]]),
         chosen={n: s.best for n, (s, *_) in there.items()},
-        recipes={n: {k: v for k, v in told(s.recipe).items() if n != RIVAL or k in HEEDED} for n, (s, *_) in there.items() if s.best},
-        tried={n: {w: of_try(r) for w, r in tried.items()} for n, (_, tried, _, _) in there.items() if n != LONGER},
-        finals={n: {w: of_try(r) for w, r in finals.items()} for n, (_, _, finals, _) in there.items() if n != LONGER},
-        rows={n: scores_of(rows, source, n in ('JointSeg', LONGER)) for n, (*_, rows) in there.items() if rows})
+        recipes={n: {k: v for k, v in told(s.recipe).items() if n.removesuffix(LONGER) != RIVAL or k in HEEDED} for n, (s, *_) in there.items() if s.best},
+        tried={n: {w: of_try(r) for w, r in tried.items()} for n, (_, tried, _, _) in there.items() if not n.endswith(LONGER)},
+        finals={n: {w: of_try(r) for w, r in finals.items()} for n, (_, _, finals, _) in there.items() if not n.endswith(LONGER)},
+        rows={n: scores_of(rows, source, n.removesuffix(LONGER) == 'JointSeg') for n, (*_, rows) in there.items() if rows})
     write_atomic(Path(out)/'real.json', json.dumps(found, indent=1))
     return found
 
@@ -401,7 +416,7 @@ def real_table(
     def text(v, least=0.): return '-' if not v or v[0] is None else f'{100*v[0]:.1f}' + ('' if v[1] is None else f' ({100*max(v[1], least):.1f} to {100*min(v[2], 1.):.1f})')
     def line(word, values, least=0.): return f"| {word} | {' | '.join(text(v, least) for v in values)} |"
     lines = [f"| | {' | '.join(rows)} |", '|---' + '|---'*len(rows) + '|', line('mean IoU of lesions', [r['lesion_miou'] for r in rows.values()]), line('that of the first fold, which no choice has seen', [[r['each'][0], None] for r in rows.values()]),
-             line('JointSeg minus this, fold by fold', [ahead(rows, n) for n in rows], least=-1.)]
+             line('JointSeg, trained as long, minus this, fold by fold', [ahead(rows, n) for n in rows], least=-1.)]
     for c in next(iter(rows.values()))['aupr']:
         for key, word in (('iou', 'IoU'), ('aupr', 'AUPR')): lines.append(line(f'{c}, {word}', [r[key].get(c) for r in rows.values()]))
     if 'JointSeg' in rows: lines.append(line(f"has retinopathy, accuracy (commonest answer: {100*rows['JointSeg']['binary_majority']:.1f})", [r.get('binary') for r in rows.values()]))
@@ -411,9 +426,10 @@ def ahead(
     rows,  # `rows` of `on_real_eyes`, those that failed left out
     name,  # of a contender
 ):  # mean, low, high of the difference of lesion mIoU over folds; None: there is nothing to compare
-    "How far JointSeg is ahead of another."
-    if name == 'JointSeg' or 'JointSeg' not in rows: return None
-    pairs = [p for p in zip(rows['JointSeg']['each'], rows[name]['each']) if None not in p]
+    "How far JointSeg is ahead of another that was trained as long."
+    ours = 'JointSeg' + LONGER*name.endswith(LONGER)
+    if name == ours or ours not in rows: return None
+    pairs = [p for p in zip(rows[ours]['each'], rows[name]['each']) if None not in p]
     return over_folds(*map(list, zip(*pairs))) if pairs else None
 
 # %% ../nbs/23_real.ipynb #2547e07c
@@ -440,11 +456,12 @@ def plot_real(
     rows = {n: r for n, r in found['rows'].items() if 'failed' not in r}
     if not rows: return None
     fig = Figure(figsize=(9, 3), dpi=72, layout='constrained')
+    colours = {name: f'C{k}' for k, name in enumerate(dict.fromkeys(n.removesuffix(LONGER) for n in rows))}
     for ax, key, word in zip(fig.subplots(1, 2, sharey=True), ('iou', 'aupr'), ('IoU', 'AUPR')):
         for k, (name, r) in enumerate(rows.items()):
-            at = [(x + .2*(k - (len(rows) - 1)/2), v) for x, c in enumerate(next(iter(rows.values()))['aupr']) if (v := r[key].get(c)) and v[0] is not None]
+            at = [(x + min(.2, .8/len(rows))*(k - (len(rows) - 1)/2), v) for x, c in enumerate(next(iter(rows.values()))['aupr']) if (v := r[key].get(c)) and v[0] is not None]
             ends = [[0 if v[e] is None else abs(v[e] - v[0]) for _, v in at] for e in (1, 2)]
-            ax.errorbar([x for x, _ in at], [v[0] for _, v in at], ends, fmt='o', ms=4, capsize=2, label=name)
+            ax.errorbar([x for x, _ in at], [v[0] for _, v in at], ends, fmt='s' if name.endswith(LONGER) else 'o', color=colours[name.removesuffix(LONGER)], ms=4, capsize=2, label=name)
         ax.set(title=word, ylim=(0, 1), xticks=range(len(r['aupr'])))
         ax.set_xticklabels(r['aupr'], fontsize=7, rotation=20)
     ax.legend(fontsize=7, frameon=False)

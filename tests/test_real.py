@@ -90,17 +90,27 @@ def test_a_costlier_try_takes_fewer_steps(eyes):
     steps = {w: r.steps for w, r in Contest(eyes, base, tries, rival=False).tries['JointSeg'].items()}
     assert steps['base'] == steps['slower'] == steps['as_it_is'] == steps['shared'] == 60 and 10 < steps['stride_1'] < 30 and 10 < steps['base_net'] < 40
 
-def test_for_longer_is_the_same_recipe_in_more_steps(eyes, tmp_path):
-    "Its folds join what is there already; a share of the steps or nonsense is refused before anything is trained."
+def test_for_longer_is_the_same_recipe_in_more_steps(eyes, tmp_path, monkeypatch):
+    "Its folds join what is there already, the rival has the time that ours takes for longer, and each is compared with ours trained as long."
+    monkeypatch.setattr(R, 'unet', net)
     tries = dict(base={}, other=dict(lr=.05))
-    short = on_real_eyes(tmp_path, eyes, small, tries, rival=False, device='cpu', say=lambda t: None)
+    short = on_real_eyes(tmp_path, eyes, small, tries, device='cpu', say=lambda t: None)
     said = []
-    found = on_real_eyes(tmp_path, eyes, small, tries, rival=False, longer=2, device='cpu', say=said.append)
-    assert len(said) == 1 + 5 and all(LONGER in line for line in said[1:])
-    assert found['rows'].pop(LONGER)['steps'] == [2*small.steps]*5 and found['rows'] == short['rows'] and found['tried'] == short['tried']
-    assert found['recipes'][LONGER] == dict(found['recipes']['JointSeg'], steps=2*small.steps) and f'| {LONGER} |' in real_table(found | dict(rows=on_real_eyes(tmp_path, eyes, small, tries, rival=False, longer=2, run=False)['rows']))
+    found = on_real_eyes(tmp_path, eyes, small, tries, longer=2, device='cpu', say=said.append)
+    names = list(short['rows'])
+    assert len(said) == 1 + 3*5 and all(LONGER in line for line in said[1:]) and list(found['rows']) == names + [n + LONGER for n in names] and found['tried'] == short['tried']
+    assert {n: found['rows'][n] for n in names} == short['rows'] and 'binary' in found['rows']['JointSeg' + LONGER] and 'binary' not in found['rows'][RIVAL + LONGER]
+    assert found['rows']['JointSeg' + LONGER]['steps'] == found['rows']['segmenter alone' + LONGER]['steps'] == [2*small.steps]*5
+    assert found['recipes']['JointSeg' + LONGER] == dict(found['recipes']['JointSeg'], steps=2*small.steps) and 'clip' not in found['recipes'][RIVAL + LONGER]
+    longer = Contest(eyes, small, tries, longer=2).standings(R.read_runs(tmp_path))
+    taken = [R.read_runs(tmp_path)[t.key]['seconds'] for t in longer['JointSeg' + LONGER].folds]
+    assert [t.seconds for t in longer[RIVAL + LONGER].folds] == taken and [t.seconds for t in longer['segmenter alone' + LONGER].folds] == [None]*5
+    assert R.ahead(found['rows'], 'segmenter alone' + LONGER) == R.over_folds(*(found['rows'][n + LONGER]['each'] for n in ('JointSeg', 'segmenter alone'))) and R.ahead(found['rows'], 'JointSeg' + LONGER) is None
+    assert f"| {' | '.join(found['rows'])} |" in real_table(found)
+
+def test_how_much_longer_is_checked_before_anything_is_trained(eyes):
     for wrong in (.5, 1, -1, 1e6, float('nan')):
-        with pytest.raises(ValueError, match='longer=.*allowed: more than 1'): Contest(eyes, small, tries, rival=False, longer=wrong)
+        with pytest.raises(ValueError, match='longer=.*allowed: more than 1'): Contest(eyes, small, dict(base={}), rival=False, longer=wrong)
 
 def test_what_is_there_so_far_is_told(eyes, tmp_path):
     "Nothing is trained by a report; a contest of which a part is done tells that part."
