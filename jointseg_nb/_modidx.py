@@ -1155,7 +1155,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'jointseg_nb.real': { 'jointseg_nb.real.Contest': ('real.html#contest', 'jointseg_nb/real.py'),
                                   'jointseg_nb.real.Contest.__init__': ('real.html#contest.__init__', 'jointseg_nb/real.py'),
                                   'jointseg_nb.real.Contest.do': ('real.html#contest.do', 'jointseg_nb/real.py'),
-                                  'jointseg_nb.real.Contest.for_longer': ('real.html#contest.for_longer', 'jointseg_nb/real.py'),
+                                  'jointseg_nb.real.Contest.final': ('real.html#contest.final', 'jointseg_nb/real.py'),
                                   'jointseg_nb.real.Contest.jobs': ('real.html#contest.jobs', 'jointseg_nb/real.py'),
                                   'jointseg_nb.real.Contest.line': ('real.html#contest.line', 'jointseg_nb/real.py'),
                                   'jointseg_nb.real.Contest.rival': ('real.html#contest.rival', 'jointseg_nb/real.py'),

@@ -90,21 +90,25 @@ def test_a_costlier_try_takes_fewer_steps(eyes):
     steps = {w: r.steps for w, r in Contest(eyes, base, tries, rival=False).tries['JointSeg'].items()}
     assert steps['base'] == steps['slower'] == steps['as_it_is'] == steps['shared'] == 60 and 10 < steps['stride_1'] < 30 and 10 < steps['base_net'] < 40
 
-def test_for_longer_is_the_same_recipe_in_more_steps(eyes, tmp_path, monkeypatch):
-    "Its folds join what is there already, the rival has the time that ours takes for longer, and each is compared with ours trained as long."
+def test_for_longer_everybody_has_more_steps_or_time_and_a_rate_for_them(eyes, tmp_path, monkeypatch):
+    "Three rates meet in a final; folds join what is there already; the rival has the time that ours takes for longer."
     monkeypatch.setattr(R, 'unet', net)
     tries = dict(base={}, other=dict(lr=.05))
     short = on_real_eyes(tmp_path, eyes, small, tries, device='cpu', say=lambda t: None)
     said = []
     found = on_real_eyes(tmp_path, eyes, small, tries, longer=2, device='cpu', say=said.append)
-    names = list(short['rows'])
-    assert len(said) == 1 + 3*5 and all(LONGER in line for line in said[1:]) and list(found['rows']) == names + [n + LONGER for n in names] and found['tried'] == short['tried']
-    assert {n: found['rows'][n] for n in names} == short['rows'] and 'binary' in found['rows']['JointSeg' + LONGER] and 'binary' not in found['rows'][RIVAL + LONGER]
-    assert found['rows']['JointSeg' + LONGER]['steps'] == found['rows']['segmenter alone' + LONGER]['steps'] == [2*small.steps]*5
-    assert found['recipes']['JointSeg' + LONGER] == dict(found['recipes']['JointSeg'], steps=2*small.steps) and 'clip' not in found['recipes'][RIVAL + LONGER]
-    longer = Contest(eyes, small, tries, longer=2).standings(R.read_runs(tmp_path))
-    taken = [R.read_runs(tmp_path)[t.key]['seconds'] for t in longer['JointSeg' + LONGER].folds]
-    assert [t.seconds for t in longer[RIVAL + LONGER].folds] == taken and [t.seconds for t in longer['segmenter alone' + LONGER].folds] == [None]*5
+    names, done = list(short['rows']), R.read_runs(tmp_path)
+    assert len(said) == 1 + 3*(3 + 5) and all(LONGER in line for line in said[1:]) and said[0].endswith('24 runs to do or more, 1 at once')
+    assert list(found['rows']) == names + [n + LONGER for n in names] and {n: found['rows'][n] for n in names} == short['rows'] and found['tried'] == short['tried']
+    assert 'binary' in found['rows']['JointSeg' + LONGER] and 'binary' not in found['rows'][RIVAL + LONGER] and 'clip' not in found['recipes'][RIVAL + LONGER]
+    longer = Contest(eyes, small, tries, longer=2).standings(done)
+    for n in ('JointSeg', 'segmenter alone'):
+        assert found['rows'][n + LONGER]['steps'] == [2*small.steps]*5 and {w: round(t.recipe.lr/found['recipes'][n]['lr'], 2) for w, t in longer[n + LONGER].finals.items()} == {'as chosen': 1, 'a third': .33, 'a ninth': .11}
+        assert found['recipes'][n + LONGER] == dict(found['recipes'][n], steps=2*small.steps, lr=longer[n + LONGER].finals[found['chosen'][n + LONGER]].recipe.lr)
+        best = max(found['finals'][n + LONGER].values(), key=lambda r: r['lesion_miou'] or 0)
+        assert found['finals'][n + LONGER][found['chosen'][n + LONGER]]['lesion_miou'] == best['lesion_miou']
+    ours, rival = longer['JointSeg' + LONGER], longer[RIVAL + LONGER]
+    assert [t.seconds for t in rival.folds] == [done[t.key]['seconds'] for t in ours.folds] and {t.seconds for t in rival.finals.values()} == {done[ours.finals[ours.best].key]['seconds']}
     assert R.ahead(found['rows'], 'segmenter alone' + LONGER) == R.over_folds(*(found['rows'][n + LONGER]['each'] for n in ('JointSeg', 'segmenter alone'))) and R.ahead(found['rows'], 'JointSeg' + LONGER) is None
     assert f"| {' | '.join(found['rows'])} |" in real_table(found)
 
