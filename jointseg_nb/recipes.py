@@ -204,7 +204,7 @@ RECIPES = {
     'paper-full': Recipe(name='paper-full', **PAPER_SIZES),
     'pocket': Recipe(name='pocket', size=64, crop=64, pad=6, colour=0.1, net='small', steps=600, lr=0.2, lr_ratio=0.1, ratio_on='shared',
                      clf_batch=8, seg_batch=16, seg_loss='ce+dice', weight_power=0.4),
-    'modern': Recipe(name='modern', size=512, crop=224, seg_crop=64, pad=16, rotate=20., colour=0.1, focus=0.8, net='small', stem_stride=2, local_contrast=64, norm='agent', steps=2400, lr=1.0, lr_ratio=0.1,
+    'modern': Recipe(name='modern', size=512, crop=224, seg_crop=64, pad=16, rotate=20., colour=0.1, focus=0.8, net='small', stem_stride=2, local_contrast=64, norm='agent', steps=2400, lr=0.333, lr_ratio=0.1,
                      ratio_on='shared', clip=5., average=0.98, clf_batch=4, seg_batch=24, seg_loss='dice', weight_power=0.3, meter_every=10),
 }
 
