@@ -24,7 +24,7 @@ def main():
     p.add_argument('--data', required=True)
     p.add_argument('--out', required=True)
     p.add_argument('--steps', type=int, default=REAL.steps)
-    p.add_argument('--longer', type=float, default=0, metavar='TIMES', help='train all of them for so many times as long as well, by the recipes that were chosen (default: not)')
+    p.add_argument('--longer', type=float, default=0, metavar='TIMES', help='train all of them for so many times as long as well, by the recipes that were chosen, at the best of three rates (default: not)')
     p.add_argument('--workers', type=int, default=usual_workers(), help='trainings at once, of one thread each if more than one (default: one for each core, at most 8; on a GPU one)')
     p.add_argument('--no-rival', action='store_true')
     p.add_argument('--report', action='store_true', help='train nothing, say what there is')

@@ -280,11 +280,11 @@ def standings(self: Contest,
     a_try = done[ours.tries[ours.best].key]['seconds']
     if RIVAL in self.tries: out[RIVAL] = self.standing(RIVAL, self.tries[RIVAL], done, a_try, self.times(ours, done, 2*a_try))
     for name, s in list(out.items()) if self.longer else ():
-        ours = out.get('JointSeg' + LONGER)
-        if s.best is None or name == RIVAL and ours.best is None: continue
-        a_final = done[ours.finals[ours.best].key]['seconds'] if name == RIVAL else None
+        as_long = out.get('JointSeg' + LONGER)   # there before the rival asks
+        if s.best is None or name == RIVAL and as_long.best is None: continue
+        a_final = done[as_long.finals[as_long.best].key]['seconds'] if name == RIVAL else None
         rates = {w: shortened(replace(s.recipe, lr=float(f'{s.recipe.lr/f:.3g}')), round(self.longer*s.recipe.steps)) for w, f in LOWER.items()}
-        out[name + LONGER] = self.final(name + LONGER, rates, done, a_final, a_final and self.times(ours, done, a_final))
+        out[name + LONGER] = self.final(name + LONGER, rates, done, a_final, a_final and self.times(as_long, done, a_final))
     return out
 
 # %% ../nbs/23_real.ipynb #ae65d8cf
