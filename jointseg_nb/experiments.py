@@ -47,7 +47,7 @@ class Condition:
     net: dict = None                            # None: ours. With `kind`: a `Rival` of that kind. Else an `Ablation` of ours
     pretrain: dict = None                       # fields of a classifier's recipe that comes first (Table I); None: from scratch
     equal: str = 'images'                       # 'images': as many masked photographs as ours; 'flops': as much work, pre-training counted
-    effort: float = 1.                          # share of the base recipe's steps
+    effort: float = 1.                          # share of the base recipe's steps, or of its work
     lr_factor: float = 1.                       # where the search of its rate begins, as a factor of the recipe's
     like: str = ''                              # the condition whose rate it takes; '': its own is searched for
     world: str = ''                             # other photographs, one of `WORLDS`; '': those of the experiment
@@ -122,7 +122,8 @@ def there(condition, place): return replace(condition, name=f'{condition.name}, 
 AGENTS = [JOINT, SEGMENTER, CLASSIFIER]
 WHERE = AGENTS + [there(c, place) for place in PLACES for c in AGENTS] + [longer(c, 3) for c in AGENTS]
 ELSEWHERE = [c.name.removeprefix('joint, ') for c in WHERE[len(AGENTS)::len(AGENTS)]]
-WHERE += [equal_work(there(CLASSIFIER, 'hazy eyes'), 'classifier alone, hazy eyes'), replace(there(SEGMENTER, '128 px'), name='segmenter alone, 128 px, rate of joint', like='joint, 128 px')]
+WHERE += [equal_work(there(CLASSIFIER, 'hazy eyes'), 'classifier alone, hazy eyes'), *(equal_work(longer(c, 3), c.name) for c in (SEGMENTER, CLASSIFIER)),
+          replace(there(SEGMENTER, '128 px'), name='segmenter alone, 128 px, rate of joint', like='joint, 128 px')]
 ANY_SIZE = [JOINT] + [there(JOINT, place) for place in ('128 px', '224 px', 'blood smears')]
 
 # %% ../nbs/20_experiments.ipynb #b0562839
@@ -235,9 +236,9 @@ def affordable(
     base,       # the base `Recipe`, of the joint training
     source,     # a `Source`
 ):  # steps, 1 and up
-    "How many steps the work of our joint training buys, after that of the pre-training."
+    "How many steps the condition's effort times the work of our joint training buys, after that of the pre-training."
     model = build(condition, recipe, source)
-    left = budget(build(JOINT, base, source), base).flops - (budget(model, first).flops if first else 0)
+    left = round(condition.effort*budget(build(JOINT, base, source), base).flops) - (budget(model, first).flops if first else 0)
     return max(1, left // budget(model, recipe, 1).flops)
 
 # %% ../nbs/20_experiments.ipynb #7aa5b7c1
