@@ -474,8 +474,8 @@ def check_tables(
     base, only = chosen_recipe(args), ([] if args.only is None else args.only.split(',')) + args.condition or None
     check_data([args.data])
     if Path(args.out).exists() and not Path(args.out).is_dir(): raise ValueError(f'out={args.out!r} is a file; name a folder')
-    from jointseg_nb.experiments import conditions, usual_workers
-    conditions(only)
+    from jointseg_nb.experiments import Arena, Plan, conditions, usual_workers
+    Plan(conditions(only), base, Arena(args.data, args.label))   # says what does not fit
     args.workers = args.workers or usual_workers(args.device)
     return base, only, _known_rates(args, base)
 
@@ -494,7 +494,7 @@ def _tables(args):
     base, only, rates = check_tables(args)
     from jointseg_nb.experiments import Arena
     from jointseg_nb.tables import claims_table, reproduce
-    given = dict(recipe=Path(args.recipe).name, only=args.only, condition=' --condition '.join(map(shlex.quote, args.condition)), seeds=args.seeds, workers=args.workers, data=None if args.data == 'embedded' else 'DATA', rates=args.rates and 'RATES')
+    given = dict(recipe=Path(args.recipe).name, only=args.only, condition=' --condition '.join(map(shlex.quote, args.condition)), seeds=args.seeds, workers=args.workers, data=None if args.data == 'embedded' else 'DATA', label=None if args.label == 'auto' else args.label, rates=args.rates and 'RATES')
     command = ' '.join(['jointseg-tables', '--out DIR', *(f'--{k} {v}' for k, v in given.items() if v)] + ['--fast']*args.fast + ['--no-search']*(not args.search))
     found = reproduce(args.out, base, only, args.seeds, Arena(args.data, args.label), args.search, args.fast, args.workers, not args.report, args.device, lambda t: print(t, file=sys.stderr, flush=True), command, rates)
     print(claims_table(found))

@@ -167,6 +167,7 @@ def best_threshold(
     positive,  # (n,) bool
 ):  # float: at and above it, call positive
     "The threshold with the largest sum of sensitivity and specificity."
+    if not 0 < (n := int(positive.sum())) < len(positive): raise ValueError(f'positive: {n} of {len(positive)} photographs; a threshold wants some of each kind')
     values, counts = score_counts(scores, positive)
     fpr, tpr = roc(counts)
     return values[(tpr - fpr)[1:].argmax()].item()

@@ -34,7 +34,7 @@ from .cooperate import set_up
 from .engine import device_name, facts, pick_device
 from .evaluate import evaluate, predict
 from .fit import curve_scores, load_source, pick_eyes, quick_look, show_eyes, source_digest
-from .recipes import Recipe, check_field, recipe
+from .recipes import RANGES, Recipe, check_field, drawn_eyes, recipe
 from .rivals import RIVALS, Ablation, Rival, budget, match_width, two_steps, with_model
 from .worlds import WORLDS
 
@@ -176,8 +176,13 @@ def recipe_of(
     lr=None,    # rate; None: where its search begins
 ):  # a `Recipe`
     "What a condition is trained by."
-    r = replace(base, **condition.changes)
+    r = replace(base, **_room(base, condition.changes) | condition.changes)
     return shortened(replace(r, name=condition.name, seed=seed, lr=lr or r.lr*condition.lr_factor), round(r.steps*condition.effort))
+
+def _room(base, changes):
+    "What has no room in smaller crops or batches is as large as they are."
+    limits = dict(seg_crop='crop', clf_accumulate='clf_batch')
+    return {k: min(getattr(base, k), changes[by]) for k, by in limits.items() if by in changes}
 
 # %% ../nbs/20_experiments.ipynb #db75f2d6
 def build(
@@ -268,6 +273,10 @@ class Arena:
     label: str = 'auto'
     n: int = 1000
     n_test: int = 500
+
+    def __post_init__(self):
+        if self.data not in WORLDS and drawn_eyes(self.data) is not None: raise ValueError(f"data={self.data!r}; allowed: {', '.join(map(repr, WORLDS))}, or a folder; how many are drawn is n={self.n}")
+        if self.data in WORLDS and self.label not in ('auto', 'grade'): raise ValueError(f"label={self.label!r}: drawn photographs are graded; allowed: 'auto', 'grade'")
 
     def at(self, size, world=''): return photographs(world or self.data, size, self.label, self.n, self.n_test)
     def digest(self, size, world=''): return _digest(world or self.data, size, self.label, self.n, self.n_test)
@@ -450,9 +459,14 @@ class Plan:
         rates=None,   # dict: name of a condition -> rate that an earlier search found
     ):
         if seeds < 1: raise ValueError(f'seeds={seeds}; allowed: 1 and up')
+        if base.agents != 'both': raise ValueError(f"agents={base.agents!r} of the base recipe: each condition says which agents it trains; give a recipe of agents='both'")
         self.todo, self.base, self.arena, self.seeds, self.search, self.rates, self.known = todo, base, arena, seeds, search, rates or {}, {}
         self.named = {c.name: c for c in [*conditions(), *todo]}
-        self.starts = {n: recipe_of(c, base).lr for n, c in self.named.items()}
+        self.starts = {n: self.start(c) for n, c in self.named.items()}
+
+    def start(self, condition):
+        try: return recipe_of(condition, self.base).lr
+        except ValueError as e: raise ValueError(f"condition {condition.name!r} of recipe {self.base.name!r}: {e}") from None
 
     def job(self, condition, seed, lr, search=False):
         at = condition.name, seed, lr, search
@@ -471,12 +485,13 @@ def find_lr(self: Plan,
     c = self.named[condition.like] if condition.like else condition
     start, agents, tried = self.starts[c.name], c.changes.get('agents', self.base.agents), {}
     if c.name in self.rates or not self.search: return self.rates.get(c.name, start), []
-    def of(k): return self.job(c, SEARCH_SEED, float(f'{start*3.**k:.4g}'), True)
+    def rate(k): return float(f'{start*3.**k:.4g}')
     while next_ := rates_to_try(tried):
-        jobs = [of(k) for k in next_]
-        if missing := [j for j in jobs if j.key not in done]: return None, missing
-        tried |= {k: score_of(done[j.key], agents) for k, j in zip(next_, jobs)}
-    return of(best_rate(tried)).lr, []
+        tried |= {k: -math.inf for k in next_ if rate(k) > RANGES['lr'][1]}   # as if it had failed
+        jobs = {k: self.job(c, SEARCH_SEED, rate(k), True) for k in next_ if k not in tried}
+        if missing := [j for j in jobs.values() if j.key not in done]: return None, missing
+        tried |= {k: score_of(done[j.key], agents) for k, j in jobs.items()}
+    return rate(best_rate(tried)), []
 
 # %% ../nbs/20_experiments.ipynb #44091aa0
 @patch

@@ -134,10 +134,11 @@ def train_other(
     device=None, # see `engine.pick_device`
 ):  # as of `train_ours`
     "Somebody else's segmenter, for a time."
-    engine, source = Engine(device, recipe.precision), near(source, torch.device('cpu'))
+    engine = Engine(device, recipe.precision)
+    source = near(source, engine.device)
     net = nn.Sequential(contrast_of(recipe.local_contrast), net)
     model = engine.prepare(OtherSegmenter(net, source.n_classes, source.n_labels)).train()
-    stream = make_streams(source, train, replace(recipe, agents='segmenter'), 'cpu')[1]
+    stream = make_streams(source, train, replace(recipe, agents='segmenter'), engine.device)[1]
     loss = Loss('seg_loss', recipe.seg_loss, class_weights(source.masks, source.n_classes, recipe.weight_power, stream.indices))
     optimiser, now, steps = torch.optim.Adam(net.parameters(), lr=recipe.lr), clock(engine), 0
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.average), use_buffers=True) if recipe.average else None
@@ -147,7 +148,9 @@ def train_other(
         b = next(stream)
         optimiser.zero_grad()
         with engine.autocast(): logits = net(engine.place(b.x))
-        loss(logits, b.y.to(engine.device), gamma=recipe.focal_gamma, smoothing=0.).backward()
+        value = loss(logits, b.y, gamma=recipe.focal_gamma, smoothing=0.)
+        if not value.isfinite(): raise FloatingPointError(f'the loss is {value.item()} at step {steps + 1}: lower lr (now {recipe.lr})')
+        value.backward()
         optimiser.step()
         if average: average.update_parameters(model)
         steps += 1
@@ -397,7 +400,7 @@ def scores_of(
     m, ci = e.metrics(), e.intervals()
     aupr = {c: over_folds(v) for c in source.mask_classes[1:] if (v := [r['aupr'][c] for r in good if r['aupr'][c] is not None])}
     return dict(
-        folds=len(good), each=[next((r['lesion_miou'] for r in good if r['fold'] == k + 1), None) for k in range(FOLDS)],
+        folds=len(good), failed_folds=[r['fold'] for r in rows if 'failed' in r], each=[next((r['lesion_miou'] for r in good if r['fold'] == k + 1), None) for k in range(FOLDS)],
         seconds=sum(r['seconds'] for r in good), steps=[r['steps'] for r in good], lesion_miou=[m['lesion_miou'], *ci['lesion_miou']],
         iou={c: [m['iou'][c], *ci['iou'][c]] for c in source.mask_classes}, aupr=aupr,
         **(dict(binary=[m['binary'], *ci['binary']], binary_majority=m['binary_majority']) if grades else {}))
@@ -419,7 +422,8 @@ def real_table(
     if not rows: return 'No fold is done.'
     def text(v, least=0.): return '-' if not v or v[0] is None else f'{100*v[0]:.1f}' + ('' if v[1] is None else f' ({100*max(v[1], least):.1f} to {100*min(v[2], 1.):.1f})')
     def line(word, values, least=0.): return f"| {word} | {' | '.join(text(v, least) for v in values)} |"
-    lines = [f"| | {' | '.join(rows)} |", '|---' + '|---'*len(rows) + '|', line('mean IoU of lesions', [r['lesion_miou'] for r in rows.values()]), line('that of the first fold, which no choice has seen', [[r['each'][0], None] for r in rows.values()]),
+    whole = [n + f" ({r['folds']} of {FOLDS} folds)"*(r['folds'] < FOLDS) for n, r in rows.items()]
+    lines = [f"| | {' | '.join(whole)} |", '|---' + '|---'*len(rows) + '|', line('mean IoU of lesions', [r['lesion_miou'] for r in rows.values()]), line('that of the first fold, which no choice has seen', [[r['each'][0], None] for r in rows.values()]),
              line('JointSeg, trained as long, minus this, fold by fold', [ahead(rows, n) for n in rows], least=-1.)]
     for c in next(iter(rows.values()))['aupr']:
         for key, word in (('iou', 'IoU'), ('aupr', 'AUPR')): lines.append(line(f'{c}, {word}', [r[key].get(c) for r in rows.values()]))
@@ -429,10 +433,10 @@ def real_table(
 def ahead(
     rows,  # `rows` of `on_real_eyes`, those that failed left out
     name,  # of a contender
-):  # mean, low, high of the difference of lesion mIoU over folds; None: there is nothing to compare
+):  # mean, low, high of the difference of lesion mIoU over folds; None: there is nothing to compare, or a fold of one of them failed
     "How far JointSeg is ahead of another that was trained as long."
     ours = 'JointSeg' + LONGER*name.endswith(LONGER)
-    if name == ours or ours not in rows: return None
+    if name == ours or ours not in rows or rows[ours]['failed_folds'] or rows[name]['failed_folds']: return None
     pairs = [p for p in zip(rows[ours]['each'], rows[name]['each']) if None not in p]
     return over_folds(*map(list, zip(*pairs))) if pairs else None
 

@@ -463,8 +463,9 @@ def two_steps(
     first = with_model(set_up(pretrain, source, device), make())
     for report in first.trainer.steps():
         if look: look(report)
-    second = with_model(set_up(recipe, source, device), make())
-    transfer(first.trainer.model, second.trainer.model)
+    model = make()
+    transfer(first.trainer.eval_model, model)
+    second = with_model(set_up(recipe, source, device), model)
     return second, budget(first.trainer.model, pretrain) + budget(second.trainer.model, recipe)
 
 # %% ../nbs/18_rivals.ipynb #e5c7a742

@@ -6,7 +6,7 @@ import pytest
 from jointseg_nb import experiments as X
 from jointseg_nb.experiments import Arena, Condition, Plan, Progress, best_rate, condition, conditions, keep_run, prepare, rates_to_try, read_runs, recipe_of, run_all, run_key, seconds_left, shortened
 from jointseg_nb.blocks import count_parameters
-from jointseg_nb.recipes import Recipe, recipe
+from jointseg_nb.recipes import RECIPES, Recipe, recipe
 
 base = recipe('pocket', steps=4, clf_batch=2, seg_batch=2, meter_every=0, precision='float32')
 arena = Arena(n=40, n_test=10)
@@ -51,6 +51,8 @@ def test_equal_work_is_equal_work():
     _, ours = prepare(condition('joint'), replace(base, steps=40), source, device='cpu')
     setup, cost = prepare(condition('segmenter alone, equal work'), replace(base, steps=40), source, device='cpu')
     assert setup.trainer.recipe.steps > 40 and abs(cost.flops/ours.flops - 1) < .05
+    _, longer = prepare(condition('segmenter alone, 3 times the steps, equal work'), replace(base, steps=40), source, device='cpu')
+    assert abs(longer.flops/ours.flops - 3) < .1
 
 def test_runs_are_kept_line_by_line(tmp_path):
     for k in 'ab': keep_run(tmp_path, dict(key=k, text='ä'))
@@ -94,6 +96,27 @@ def test_a_search_that_finds_nothing_goes_on(score, tried):
     seen = {}
     while next_ := rates_to_try(seen): seen |= {k: score(k) for k in next_}
     assert sorted(seen) == tried and score(best_rate(seen)) == max(map(score, tried))
+
+def test_a_search_ends_where_rates_end(tmp_path, monkeypatch):
+    "A rate that no recipe may have counts as one that failed, and nothing is trained by it."
+    def rising(c, base, arena, seed=0, lr=None, device=None, search=False):
+        row = made_up(c, base, arena, seed, lr, device, search)
+        return row | dict(valid=row['valid'] | dict(lesion_miou=lr/10, top1=lr/10))
+    monkeypatch.setattr(X, 'run_once', rising)
+    rows = run_all(tmp_path, [condition('joint')], replace(base, lr=.5), arena, seeds=1, say=lambda t: None)
+    assert [r['lr'] for r in rows] == [4.5] and sorted(r['lr'] for r in read_runs(tmp_path).values() if r['search']) == [.1667, .5, 1.5, 4.5]
+
+@pytest.mark.parametrize('name', RECIPES)
+def test_every_recipe_can_be_the_base(name):
+    plan = Plan(conditions(), recipe(name), Arena())
+    assert len(plan.starts) == len(conditions()) and all(0 < lr <= 10 for lr in plan.starts.values())
+    assert recipe_of(condition('joint, 32 px'), recipe(name)).sides['seg'] == 32
+
+def test_what_does_not_fit_is_said_with_the_condition():
+    with pytest.raises(ValueError, match="condition 'too large' of recipe 'pocket'.*crop=500"): Plan([Condition('too large', dict(crop=500))], recipe('pocket'), arena)
+    with pytest.raises(ValueError, match="agents='segmenter'.*'both'"): Plan([], recipe('pocket', agents='segmenter', lr_ratio=1.), arena)
+    with pytest.raises(ValueError, match="data='embedded:30'.*'embedded', "): Arena('embedded:30')
+    with pytest.raises(ValueError, match="label='has_dr'.*'grade'"): Arena('smears', 'has_dr')
 
 def test_a_classifier_that_says_the_same_of_all_has_learnt_nothing():
     def row(top1): return dict(valid=dict(lesion_miou=.2, top1=top1, majority=.3))

@@ -88,6 +88,8 @@ def test_curves_with_ties_and_one_kind(pairs):
         best = best_threshold(scores, positive)
         youden = lambda t: ((scores >= t)[positive]).double().mean() - ((scores >= t)[~positive]).double().mean()
         assert youden(best) >= max(youden(t) for t in values.tolist()) - 1e-12
+    else:
+        with pytest.raises(ValueError, match=f'positive: .* of {len(pairs)} photographs'): best_threshold(scores, positive)
 
 def test_curves_agree_with_torchmetrics():
     from torchmetrics.functional.classification import binary_auroc, binary_average_precision, multiclass_accuracy, multiclass_cohen_kappa, multiclass_jaccard_index

@@ -47,6 +47,17 @@ def test_another_segmenter_takes_its_time(eyes):
     model, _, seconds, steps = train_other(nn.Conv2d(3, eyes.n_classes, 1), replace(small, lr=.01), eyes, *folds(eyes)[0], seconds=.3, device='cpu')
     assert .3 <= seconds < 3 and steps >= 1 and not model.net[-1].bias.isnan().any()
 
+def test_another_segmenter_whose_loss_is_no_number_has_failed(eyes):
+    "As ours has: its fold is left out, the table says so, and nothing is compared."
+    net = nn.Conv2d(3, eyes.n_classes, 1)
+    nn.init.constant_(net.bias, float('nan'))
+    with pytest.raises(FloatingPointError, match='loss is nan at step 1: lower lr'): train_other(net, replace(small, lr=.01), eyes, *folds(eyes)[0], seconds=.3, device='cpu')
+    row = a_row(eyes, 1.)
+    rows = [row | dict(fold=k) for k in range(1, 5)] + [dict(fold=5, seconds=1., failed='the loss is nan')]
+    found = {'JointSeg': scores_of([row | dict(fold=k) for k in range(1, 6)], eyes), RIVAL: scores_of(rows, eyes, False)}
+    assert found[RIVAL]['folds'] == 4 and found[RIVAL]['failed_folds'] == [5] and R.ahead(found, RIVAL) is None
+    assert f'| | JointSeg | {RIVAL} (4 of 5 folds) |' in real_table(dict(rows=found))
+
 def test_another_segmenter_is_averaged_as_ours_is(eyes):
     "A running average with a long memory stays near the first step's weights, where the last step's have gone far."
     ends = {}

@@ -112,6 +112,13 @@ def test_our_own_network_can_be_pretrained(eyes):
     second, _ = two_steps(lambda: JointSeg(size='small', seed=0), eyes, replace(alone['classifier'], steps=2), alone['segmenter'], 'cpu')
     assert second.trainer.step().seg_loss > 0
 
+def test_what_is_handed_on_is_what_is_judged(eyes):
+    "With averaged weights: those of the first step, in the second's network and in its average."
+    both = [replace(alone[who], average=.9, steps=3) for who in ('classifier', 'segmenter')]
+    second, _ = two_steps(lambda: make('unet'), eyes, *both, 'cpu')
+    fresh, began, judged = make('unet').state_dict(), weights(second), second.trainer.eval_model.state_dict()
+    assert all(torch.equal(judged[k], began[k]) for k in began) and any(not torch.equal(began[k], fresh[k]) for k in began if k.startswith('encoder.'))
+
 def test_a_rival_learns(eyes):
     "A small UNet that sees two eyes again and again learns their masks."
     t = with_model(set_up(replace(alone['segmenter'], steps=40, masks=2, seg_batch=2, lr=.2, augment=0.), eyes, 'cpu'), make('unet_inception', width=.25)).trainer

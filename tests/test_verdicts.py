@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import trees
 from jointseg_nb import commands, experiments as X, tables as T
+from jointseg_nb.evaluate import paired_interval
 from jointseg_nb.experiments import SUITES, conditions, run_all
 from jointseg_nb.recipes import Recipe, recipe_to_json
 from jointseg_nb.tables import as_markdown, difference, first_answer, judged_by, map_steps, plot_claims, plot_curves, plot_map, plot_map_steps, plot_masks, plot_noise, plot_suite, rates_of, reproduce, row_of, summary, tables_of
@@ -56,10 +57,24 @@ def test_masks_saved():
         of = lambda n, by: dict(masks=n or 640, metrics=dict(miou=math.log2(n or 640)/20 + by))
         return {((f'{name}, {n} masks' if n else name), s): of(n, by) for s in seeds for name, by in (('a', .05), ('b', 0.)) for n in numbers}
     saved = lambda by, seed=0: masks_saved(by, 'a', 'b', seed)
-    for numbers in ((8, 24, 80, 240, 0), (8, 80, 0)): assert saved(rows(numbers)) == (pytest.approx(1.), True)
+    for numbers in ((8, 24, 80, 240, 0), (8, 80, 0), (8, 80, 240, 0)): assert saved(rows(numbers)) == (pytest.approx(1.), True)
     lost = rows((8, 80, 0), (0, 1))
     del lost['a, 8 masks', 1]
     assert saved(lost)[1] and saved(lost, 1) is None and saved(rows((80, 0))) is None
+    bent = rows((8, 80, 240, 0))
+    for row in bent.values(): row['metrics']['miou'] = min(row['metrics']['miou'], .37)   # the goal is reached with 80, whatever comes after
+    assert saved(bent) == (pytest.approx(1.), True)
+
+def test_masks_are_not_counted_where_one_of_the_runs_failed():
+    of = lambda name, m, seed: dict(condition=f'{name}, {m} masks' if m else name, seed=seed, masks=m or 640, metrics=dict(miou=math.log2(m or 640)/20 + .05*(name == 'a') + .001*seed))
+    rows = [of(name, m, seed) for name in 'ab' for m in (8, 24, 80, 240, 0) for seed in range(3)]
+    asked = Comparison('a', 'b', 'masks')
+    assert (whole := compare(asked, rows))['verdict'] == 'reproduced' and whole['failed'] == 0
+    broken = [dict(condition=r['condition'], seed=0, failed='the loss is nan') if (r['condition'], r['seed']) == ('a, 80 masks', 0) else r for r in rows]
+    found = compare(asked, broken)
+    assert (found['seeds'], found['failed'], found['verdict']) == (2, 1, 'undecided')
+    few = [dict(condition=r['condition'], seed=r['seed'], failed='there are only 200 masks') if '240' in r['condition'] else r for r in rows]
+    assert compare(asked, few)['failed'] == 0 and compare(asked, few)['seeds'] == 3, 'more than there are: left out'
 
 @pytest.fixture(scope='module')
 def done(tmp_path_factory):
@@ -166,10 +181,21 @@ def called(argv):
 
 @pytest.mark.parametrize('wrong, says', [(['--seeds', '0'], 'seeds=0'), (['--workers', '-1'], 'workers=-1'), (['--only', 'table1,table9'], 'table9'), (['--only', ''], 'table1'), (['--condition', 'UNet, pretrained'], "did you mean 'UNet, pre-trained'?"), (['--recipe', 'nope'], 'nope'),
     (['--recipe', 'nowhere.json'], 'nowhere.json'), (['--data', 'nowhere'], 'nowhere'), (['--seeds', 'three'], 'three'), (['--rates', 'nowhere.json'], 'nowhere.json'), (['--rates', __file__], 'no tables.json'),
-    (['--rates', str(kept), '--fast'], '--fast'), (['--rates', str(kept), '--recipe', 'paper'], 'asked for')])
+    (['--label', 'has_dr'], "label='has_dr'"), (['--data', 'embedded:30'], "data='embedded:30'"), (['--rates', str(kept), '--fast'], '--fast'), (['--rates', str(kept), '--recipe', 'paper'], 'asked for')])
 def test_what_cannot_be_done_is_refused_before_anything_is(tmp_path, capsys, wrong, says):
     assert called(['--out', str(tmp_path/'out'), *wrong]) == 2
     assert says in capsys.readouterr().err and not (tmp_path/'out').exists()
+
+def test_what_cannot_be_held_out_is_refused_before_anything_is(tmp_path, capsys):
+    recipe_file, eyes = tmp_path/'all.json', trees.write_folder(tmp_path/'eyes', n=20).path
+    recipe_file.write_text(recipe_to_json(X.recipe('pocket', steps=2, valid=20)))
+    assert called(['--out', str(tmp_path/'out'), '--data', str(eyes), '--recipe', str(recipe_file), '--only', 'updates']) == 2
+    assert 'valid=20' in capsys.readouterr().err and not (tmp_path/'out').exists()
+
+def test_a_kappa_below_nothing_is_told(done):
+    t = tables_of([r | dict(metrics=r['metrics'] | dict(kappa=-.05, top1=-.05)) for r in done], base, arena)
+    line = next(l for l in T.suite_table(t, 'table34').splitlines() if l.startswith('| joint |'))
+    assert '-5.0 (-5.0 to -5.0)' in line and '| 0.0 (0.0 to 0.0) |' in line, 'no accuracy is below 0'
 
 def test_out_is_a_folder(tmp_path, capsys):
     (tmp_path/'out').write_text('')
@@ -189,6 +215,8 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     made = json.loads((tmp_path/'tables.json').read_text())['made']
     assert made['command'] == 'jointseg-tables --out DIR --recipe pocket --only cooperation --seeds 2 --workers 1' and {'date', 'machine', 'hours'} <= made.keys()
     assert called(['--out', str(tmp_path), '--only', 'cooperation', '--seeds', '2', '--report', '--workers', '1']) is None and capsys.readouterr().err == ''
+    assert called(['--out', str(tmp_path/'modern'), '--recipe', 'modern', '--only', 'cooperation', '--label', 'grade', '--report']) is None
+    assert json.loads((tmp_path/'modern/tables.json').read_text())['made']['command'].startswith('jointseg-tables --out DIR --recipe modern --only cooperation --seeds 3 --workers ')
 
 def test_known_rates_are_not_searched_for(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(X, 'run_once', made_up)
@@ -224,7 +252,13 @@ def test_photographs_of_a_folder_by_the_recipe_of_the_paper(tmp_path, capsys):
     same = {'cross entropy', 'cross entropy, unweighted'}   # as joint, by the paper's recipe
     assert {r['condition'] for r in t['rows']} == {'joint', 'segmenter alone'} | same and all(r['seeds'] == [0, 1] and not r['failed'] for r in t['rows'])
     found = next(c for c in t['claims'] if c['claim'] == 'cooperation-segmentation')
-    assert len(found['comparisons'][0]['each']) == 2 and found['verdict'] == judge(*found['ci'])
+    each = found['comparisons'][0]['each']
+    assert len(each) == 2 and found['verdict'] == judge(*found['ci'])
+    widened = paired_interval(each, [0., 0.], shared=.25)   # the seeds share photographs: 20% held out, 80% trained on
+    assert t['shared'] == .25 and found['ci'] == pytest.approx(widened[1:], abs=2e-3) and found['ci'] != pytest.approx(paired_interval(each, [0., 0.])[1:], abs=2e-3)
+    assert difference(t, 'joint', 'segmenter alone', 'miou')[1:] == pytest.approx(found['ci'])
+    joint = row_of(t, 'joint')
+    assert joint['scores']['miou']['high'] == pytest.approx(paired_interval(joint['each']['miou'], [0., 0.], shared=.25)[2])
     assert not any(str(tmp_path) in f.read_text() for f in (*out.glob('*.json'), *out.glob('*.md')))
     capsys.readouterr()
     assert called(few) is None and len(X.read_runs(out)) == 4 and capsys.readouterr().err == ''
