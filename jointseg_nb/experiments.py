@@ -6,13 +6,13 @@
 __all__ = ['ONE', 'SEG', 'CLF', 'JOINT', 'SEGMENTER', 'CLASSIFIER', 'UNET', 'FCN', 'VGG', 'INCEPTION', 'GENTLE', 'PRE_UNET',
            'PRE_FCN', 'RAW_UNET', 'RAW_FCN', 'CLASSIC', 'TABLE1', 'TABLE2', 'VGG_BN', 'NORMED', 'THREE', 'TABLE34',
            'COOPERATION', 'NOISE', 'ATTENTION', 'BASE_BLOCK', 'BLOCKS', 'UPDATES', 'EXTRAS', 'POCKET', 'RATIOS',
-           'READINGS', 'BATCHES', 'MASKS', 'FEW', 'PLACES', 'AGENTS', 'WHERE', 'ELSEWHERE', 'ANY_SIZE', 'MAP_MASKS',
-           'MAP_RATIOS', 'SLOW', 'MAP', 'SUITES', 'KEYED', 'RULES', 'SEARCH_SEED', 'Condition', 'equal_work', 'longer',
-           'ratio', 'ratios', 'there', 'on_map', 'conditions', 'condition', 'shortened', 'recipe_of', 'build',
-           'matched', 'prepare', 'affordable', 'Photographs', 'photographs', 'Arena', 'train_once', 'judged', 'packed',
-           'unpacked', 'run_once', 'or_failed', 'told', 'run_key', 'digest_of', 'read_runs', 'machines', 'keep_run',
-           'rates_to_try', 'best_rate', 'score_of', 'Job', 'Plan', 'attempt', 'work', 'work_together', 'usual_workers',
-           'seconds_left', 'Progress', 'run_plan', 'run_all']
+           'READINGS', 'BATCHES', 'MASKS', 'FEW', 'PLACES', 'AGENTS', 'WHERE', 'ELSEWHERE', 'RATES_APART', 'ANY_SIZE',
+           'MAP_MASKS', 'MAP_RATIOS', 'SLOW', 'MAP', 'SUITES', 'KEYED', 'RULES', 'SEARCH_SEED', 'Condition',
+           'equal_work', 'longer', 'ratio', 'ratios', 'there', 'on_map', 'conditions', 'condition', 'shortened',
+           'recipe_of', 'build', 'matched', 'prepare', 'affordable', 'Photographs', 'photographs', 'Arena',
+           'train_once', 'judged', 'packed', 'unpacked', 'run_once', 'or_failed', 'told', 'run_key', 'digest_of',
+           'read_runs', 'machines', 'keep_run', 'rates_to_try', 'best_rate', 'score_of', 'Job', 'Plan', 'attempt',
+           'work', 'work_together', 'usual_workers', 'seconds_left', 'Progress', 'run_plan', 'run_all']
 
 # %% ../nbs/20_experiments.ipynb #0170d7dc
 import base64, difflib, hashlib, importlib, json, math, os, threading, time, zlib
@@ -122,8 +122,9 @@ def there(condition, place): return replace(condition, name=f'{condition.name}, 
 AGENTS = [JOINT, SEGMENTER, CLASSIFIER]
 WHERE = AGENTS + [there(c, place) for place in PLACES for c in AGENTS] + [longer(c, 3) for c in AGENTS]
 ELSEWHERE = [c.name.removeprefix('joint, ') for c in WHERE[len(AGENTS)::len(AGENTS)]]
+RATES_APART = ['128 px', 'blood smears']   # where the searches found one for joint and another for the segmenter alone
 WHERE += [equal_work(there(CLASSIFIER, 'hazy eyes'), 'classifier alone, hazy eyes'), *(equal_work(longer(c, 3), c.name) for c in (SEGMENTER, CLASSIFIER)),
-          replace(there(SEGMENTER, '128 px'), name='segmenter alone, 128 px, rate of joint', like='joint, 128 px')]
+          *(replace(there(SEGMENTER, place), name=f'segmenter alone, {place}, rate of joint', like=f'joint, {place}') for place in RATES_APART)]
 ANY_SIZE = [JOINT] + [there(JOINT, place) for place in ('128 px', '224 px', 'blood smears')]
 
 # %% ../nbs/20_experiments.ipynb #b0562839

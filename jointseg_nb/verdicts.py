@@ -16,7 +16,7 @@ import numpy as np
 
 # %% ../nbs/21_verdicts.ipynb #8d2473fc
 from .evaluate import paired_interval
-from .experiments import ELSEWHERE, MASKS, TABLE34
+from .experiments import ELSEWHERE, MASKS, RATES_APART, TABLE34
 
 # %% ../nbs/21_verdicts.ipynb #70c1ec44
 def judge(
@@ -79,7 +79,7 @@ TABLES = (
 def elsewhere(alone, score): return tuple(C(f'joint, {place}', f'{alone}, {place}', score) for place in ELSEWHERE)
 
 HEART = (
-    Claim('cooperation-segmentation', 'the same net: joint against the segmenter alone', 'improved generalizability', (C('joint', 'segmenter alone'),), (C('joint', 'segmenter alone, equal work'), C('ratio 0.01, shared', 'segmenter alone'), *elsewhere('segmenter alone', 'miou'), C('joint, 3 times the steps', 'segmenter alone, 3 times the steps, equal work'), C('joint, 128 px', 'segmenter alone, 128 px, rate of joint'))),
+    Claim('cooperation-segmentation', 'the same net: joint against the segmenter alone', 'improved generalizability', (C('joint', 'segmenter alone'),), (C('joint', 'segmenter alone, equal work'), C('ratio 0.01, shared', 'segmenter alone'), *elsewhere('segmenter alone', 'miou'), C('joint, 3 times the steps', 'segmenter alone, 3 times the steps, equal work'), *(C(f'joint, {place}', f'segmenter alone, {place}, rate of joint') for place in RATES_APART))),
     Claim('cooperation-classification', 'the same net: joint against the classifier alone', 'by-product classifier', (C('joint', 'classifier alone', 'top1'),), (C('joint', 'classifier alone, equal work', 'top1'), C('ratio 0.01, shared', 'classifier alone', 'top1'), *elsewhere('classifier alone', 'top1'), C('joint, 3 times the steps', 'classifier alone, 3 times the steps, equal work', 'top1'), C('joint, hazy eyes', 'classifier alone, hazy eyes, equal work', 'top1'))),
     Claim('faster-convergence', "joint reaches the rivals' final mIoU in fewer steps", 'faster convergence', (C('joint', 'UNet', 'speed'), C('joint', 'FCN-8s', 'speed')), (C('joint', 'UNet, pre-trained', 'speed'), C('joint', 'FCN-8s, pre-trained', 'speed'), *(C('joint', n, 'along') for n in ('UNet', 'UNet, pre-trained', 'FCN-8s', 'segmenter alone')))),
     Claim('random-labels', '80% random labels lower the classifier, not the segmenter', 'II-C', (C('joint', '80% random labels', 'top1'), C('80% random labels', 'joint', no_loss=True)), (C('joint', '160 labels, all true', 'top1'), C('160 labels, all true', '80% random labels', 'top1'))),
