@@ -1406,6 +1406,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'jointseg_nb.snapshots.thin': ('snapshots.html#thin', 'jointseg_nb/snapshots.py')},
             'jointseg_nb.tables': { 'jointseg_nb.tables._all': ('tables.html#_all', 'jointseg_nb/tables.py'),
                                     'jointseg_nb.tables._band': ('tables.html#_band', 'jointseg_nb/tables.py'),
+                                    'jointseg_nb.tables._by_powers': ('tables.html#_by_powers', 'jointseg_nb/tables.py'),
                                     'jointseg_nb.tables._elsewhere': ('tables.html#_elsewhere', 'jointseg_nb/tables.py'),
                                     'jointseg_nb.tables._line': ('tables.html#_line', 'jointseg_nb/tables.py'),
                                     'jointseg_nb.tables._long': ('tables.html#_long', 'jointseg_nb/tables.py'),
