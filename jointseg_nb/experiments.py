@@ -123,7 +123,7 @@ AGENTS = [JOINT, SEGMENTER, CLASSIFIER]
 WHERE = AGENTS + [there(c, place) for place in PLACES for c in AGENTS] + [longer(c, 3) for c in AGENTS]
 ELSEWHERE = [c.name.removeprefix('joint, ') for c in WHERE[len(AGENTS)::len(AGENTS)]]
 RATES_APART = ['128 px', 'blood smears']   # where the searches found one for joint and another for the segmenter alone
-WHERE += [equal_work(there(CLASSIFIER, 'hazy eyes'), 'classifier alone, hazy eyes'), *(equal_work(longer(c, 3), c.name) for c in (SEGMENTER, CLASSIFIER)),
+WHERE += [equal_work(there(CLASSIFIER, 'hazy eyes'), 'classifier alone, hazy eyes'), equal_work(longer(CLASSIFIER, 3), CLASSIFIER.name),
           *(replace(there(SEGMENTER, place), name=f'segmenter alone, {place}, rate of joint', like=f'joint, {place}') for place in RATES_APART)]
 ANY_SIZE = [JOINT] + [there(JOINT, place) for place in ('128 px', '224 px', 'blood smears')]
 

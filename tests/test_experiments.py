@@ -51,7 +51,7 @@ def test_equal_work_is_equal_work():
     _, ours = prepare(condition('joint'), replace(base, steps=40), source, device='cpu')
     setup, cost = prepare(condition('segmenter alone, equal work'), replace(base, steps=40), source, device='cpu')
     assert setup.trainer.recipe.steps > 40 and abs(cost.flops/ours.flops - 1) < .05
-    _, longer = prepare(condition('segmenter alone, 3 times the steps, equal work'), replace(base, steps=40), source, device='cpu')
+    _, longer = prepare(condition('classifier alone, 3 times the steps, equal work'), replace(base, steps=40), source, device='cpu')
     assert abs(longer.flops/ours.flops - 3) < .1
 
 def test_runs_are_kept_line_by_line(tmp_path):
