@@ -1408,6 +1408,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'jointseg_nb.tables._band': ('tables.html#_band', 'jointseg_nb/tables.py'),
                                     'jointseg_nb.tables._by_powers': ('tables.html#_by_powers', 'jointseg_nb/tables.py'),
                                     'jointseg_nb.tables._elsewhere': ('tables.html#_elsewhere', 'jointseg_nb/tables.py'),
+                                    'jointseg_nb.tables._interval': ('tables.html#_interval', 'jointseg_nb/tables.py'),
                                     'jointseg_nb.tables._line': ('tables.html#_line', 'jointseg_nb/tables.py'),
                                     'jointseg_nb.tables._long': ('tables.html#_long', 'jointseg_nb/tables.py'),
                                     'jointseg_nb.tables._map_line': ('tables.html#_map_line', 'jointseg_nb/tables.py'),

@@ -467,7 +467,7 @@ def tables_parser():
 # %% ../nbs/37_commands.ipynb #2e24aeaa
 def check_tables(
     args,  # what argparse made of the command line
-):  # the base `Recipe`, names of suites or None, known rates or None
+):  # the base `Recipe`, names of suites or None, the `Arena`, known rates or None
     "A ValueError for what cannot be done."
     for name in ('seeds', 'workers'):
         if getattr(args, name) is not None and getattr(args, name) < 1: raise ValueError(f'{name}={getattr(args, name)}; allowed: 1 and up')
@@ -475,28 +475,27 @@ def check_tables(
     check_data([args.data])
     if Path(args.out).exists() and not Path(args.out).is_dir(): raise ValueError(f'out={args.out!r} is a file; name a folder')
     from jointseg_nb.experiments import Arena, Plan, conditions, usual_workers
-    Plan(conditions(only), base, Arena(args.data, args.label))   # says what does not fit
+    arena = Arena(args.data, args.label)
+    Plan(conditions(only), base, arena)   # says what does not fit
     args.workers = args.workers or usual_workers(args.device)
-    return base, only, _known_rates(args, base)
+    return base, only, arena, _known_rates(args, base, arena)
 
-def _known_rates(args, base):
+def _known_rates(args, base, arena):
     "What `--rates` names; None without it."
     if args.rates is None: return None
     if args.fast: raise ValueError(f'rates={args.rates!r}: --fast trains shorter, at rates of its own; leave out one of the two')
-    from jointseg_nb.experiments import Arena
     from jointseg_nb.tables import rates_of
-    try: return rates_of(json.loads(Path(args.rates).read_text(encoding='utf-8')), base, Arena(args.data, args.label))
+    try: return rates_of(json.loads(Path(args.rates).read_text(encoding='utf-8')), base, arena)
     except OSError as e: raise ValueError(f'rates={args.rates!r} cannot be read ({e.strerror}); name a tables.json') from None
     except (KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError): raise ValueError(f'rates={args.rates!r} is no tables.json; name one that jointseg-tables wrote') from None
     except ValueError as e: raise ValueError(f'rates={args.rates!r}: {e}') from None
 
 def _tables(args):
-    base, only, rates = check_tables(args)
-    from jointseg_nb.experiments import Arena
+    base, only, arena, rates = check_tables(args)
     from jointseg_nb.tables import claims_table, reproduce
     given = dict(recipe=Path(args.recipe).name, only=args.only, condition=' --condition '.join(map(shlex.quote, args.condition)), seeds=args.seeds, workers=args.workers, data=None if args.data == 'embedded' else 'DATA', label=None if args.label == 'auto' else args.label, rates=args.rates and 'RATES')
     command = ' '.join(['jointseg-tables', '--out DIR', *(f'--{k} {v}' for k, v in given.items() if v)] + ['--fast']*args.fast + ['--no-search']*(not args.search))
-    found = reproduce(args.out, base, only, args.seeds, Arena(args.data, args.label), args.search, args.fast, args.workers, not args.report, args.device, lambda t: print(t, file=sys.stderr, flush=True), command, rates)
+    found = reproduce(args.out, base, only, args.seeds, arena, args.search, args.fast, args.workers, not args.report, args.device, lambda t: print(t, file=sys.stderr, flush=True), command, rates)
     print(claims_table(found))
 
 def tables(argv=None):

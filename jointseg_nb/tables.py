@@ -224,6 +224,12 @@ def _by_powers(ax):
     low, high = ax.get_xlim()
     ax.set_xticks(ticks := [t for t in (-100, -30, -10, -5, 0, 5, 10, 30, 100) if low <= t <= high], map(str, ticks), fontsize=8)
 
+def _interval(ax, y, low, high, **style):
+    "An interval in points, with an arrow where it goes on beyond 100."
+    ax.plot(np.clip([low, high], -100, 100), [y, y], lw=2, **style)
+    for end, mark in ((low, '<'), (high, '>')):
+        if abs(end) > 100: ax.plot(math.copysign(100, end), y, mark, ms=5, **style)
+
 def plot_claims(
     tables,  # of `tables_of`
 ):  # a matplotlib Figure; None without claims
@@ -234,9 +240,7 @@ def plot_claims(
     ax = fig.subplots()
     for y, (name, k) in enumerate(lines):
         low, high = (100*(d if v is None else v) for v, d in zip(k['ci'], (-9, 9)))
-        ax.plot(np.clip([low, high], -100, 100), [y, y], color=COLOURS[k['verdict']], lw=2)
-        for end, mark in ((low, '<'), (high, '>')):
-            if abs(end) > 100: ax.plot(math.copysign(100, end), y, mark, ms=5, color=COLOURS[k['verdict']])
+        _interval(ax, y, low, high, color=COLOURS[k['verdict']])
         if k['no_loss']: ax.plot(-2, y, '|', ms=9, color='0.3')
         ax.plot(100*k['difference'], y, 'o', ms=4, color=COLOURS[k['verdict']])
     ax.axvline(0, color='0.3', lw=.8)
@@ -340,7 +344,7 @@ def plot_where(
     for ax, (title, of) in zip(fig.subplots(1, 2, sharey=True), found.items()):
         for name, (mean, low, high) in of.items():
             y = names.index(name)
-            if np.isfinite(low): ax.plot(np.clip([100*low, 100*high], -100, 100), [y, y], color='C0')
+            if np.isfinite(low): _interval(ax, y, 100*low, 100*high, color='C0')
             ax.plot(100*mean, y, 'o', ms=4, color='C0')
         ax.axvline(0, color='0.3', lw=.8)
         ax.set(title=title, yticks=range(len(names)))
