@@ -92,12 +92,13 @@ def _work(self: Session):
 
 @patch
 def _next(self: Session):
-    "Wait for something to do, and do it; False when the thread shall end."
+    "Wait for something to do, and do it; False when the thread shall end. What was seen off is not touched any more."
+    self._see_off()
     with self._cv:
         if self._idle(): release_threads()
-        self._cv.wait_for(lambda: not self._idle() or self._now.get('state') == 'running' or self._run.asked)
+        self._cv.wait_for(lambda: self._replaced or not self._idle() or self._now.get('state') == 'running' or self._run.asked)
+        if self._replaced: return True
         run, mode, idle = self._run, self._mode, self._idle()
-    self._see_off()
     try: return self._rest(run) if idle else self._do(run, mode)
     except Stopped: return self._leave(run, 'stopped')
     except Exception as e: return self._fail(run, e)

@@ -668,6 +668,21 @@ def test_runs_replaced_by_many_threads_are_all_kept(source, tmp_path):
     for path, run in zip(done, session.snapshot.runs): is_kept(path, run.step, session)
     session.release()
 
+def test_a_run_that_was_seen_off_is_not_stepped_any_more(source, tmp_path, monkeypatch):
+    "Replaced just before it is seen off, with its first step asked for: either that is done before, or not at all; what it did stands in the table."
+    session = Session(KEPT, source, folder=tmp_path/'lab').prepare()
+    session.wait()
+    first, see_off, asked = session._run, session._see_off, []
+    def replaced_just_before():
+        if session._mode == 'run' and not asked: asked.append(session.apply(lr=.05).run())
+        see_off()
+    monkeypatch.setattr(session, '_see_off', replaced_just_before)
+    session.run()
+    until(lambda: asked and session.snapshot.step >= 1)
+    session.stop().wait()
+    assert first.setup.trainer.step_done == sum(r.step for r in session.snapshot.runs)
+    session.release()
+
 def test_when_the_pools_take_nothing_more_what_was_asked_before_is_done_before(tmp_path, monkeypatch):
     "The interpreter ends while the hand is at work: two writers at once would spoil a checkpoint."
     import concurrent.futures.thread as pools
